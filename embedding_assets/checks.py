@@ -1,0 +1,255 @@
+"""Asset checks: each one judges numbers that the step itself has just produced or read back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from embedding_assets.collection import Collection, CollectionResources
+from embedding_assets.evaluation import Evaluation, evaluate, load_qrels, load_queries
+from embedding_assets.search import rank_documents
+from embedding_assets.settings import EvaluationSettings
+from resources.content_identity import content_hash
+from resources.embedding_cache import valid_vectors
+
+if TYPE_CHECKING:
+    from embedding_assets.documents import Ingested
+    from embedding_assets.embeddings import EmbeddingNumbers
+    from embedding_assets.vector_index import IndexUpdate
+
+_EXAMPLES = 5
+
+
+class DocumentChecks:
+    """`accounting`: every record of the source is stored, quarantined, or of another partition."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._asset = collection.asset_key("documents")
+        self.specs = [
+            dg.AssetCheckSpec(
+                "accounting",
+                asset=self._asset,
+                description="read = stored + quarantined + other partitions; every file readable.",
+            )
+        ]
+
+    def results(self, ingested: "Ingested") -> list[dg.AssetCheckResult]:
+        accounted = ingested.stored + sum(ingested.quarantined.values()) + ingested.elsewhere
+        balanced = ingested.read == accounted
+        reasons = "\n".join(f"| {why} | {n} |" for why, n in ingested.quarantined.most_common())
+        return [
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="accounting",
+                passed=balanced and not ingested.broken_files,
+                severity=dg.AssetCheckSeverity.WARN if balanced else dg.AssetCheckSeverity.ERROR,
+                metadata={
+                    "read": ingested.read,
+                    "stored": ingested.stored,
+                    "quarantined": sum(ingested.quarantined.values()),
+                    "other_partitions": ingested.elsewhere,
+                    "retained_from_broken_files": ingested.retained,
+                    "broken_files": ", ".join(ingested.broken_files[:_EXAMPLES]) or "none",
+                    "quarantine_reasons": dg.MetadataValue.md(
+                        f"| reason | records |\n|---|---|\n{reasons}" if reasons else "none"
+                    ),
+                },
+            )
+        ]
+
+
+class EmbeddingChecks:
+    """Throughput, cache hit rate and error rate of a run, against the collection's thresholds."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._asset = collection.asset_key("embeddings")
+        self._thresholds = collection.settings.checks
+        self.specs = [
+            dg.AssetCheckSpec(name, asset=self._asset, description=description)
+            for name, description in (
+                ("throughput", "Chunks and tokens embedded a second."),
+                ("cache_hit_rate", "Share of the distinct chunks that the cache held."),
+                ("error_rate", "Share of the texts to embed that were refused."),
+            )
+        ]
+
+    def results(self, numbers: "EmbeddingNumbers") -> list[dg.AssetCheckResult]:
+        limits = self._thresholds
+        return [
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="throughput",
+                passed=not numbers.embedded
+                or numbers.chunks_per_second >= limits.min_chunks_per_second,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={
+                    "chunks_per_second": numbers.chunks_per_second,
+                    "tokens_per_second": numbers.tokens_per_second,
+                    "embedded": numbers.embedded,
+                    "min_chunks_per_second": limits.min_chunks_per_second,
+                },
+            ),
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="cache_hit_rate",
+                passed=numbers.cache_hit_rate >= limits.min_cache_hit_rate,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={
+                    "cache_hit_rate": numbers.cache_hit_rate,
+                    "cache_hits": numbers.cache_hits,
+                    "cache_misses": numbers.cache_misses,
+                    "cache_entries_rejected": numbers.cache_entries_rejected,
+                    "min_cache_hit_rate": limits.min_cache_hit_rate,
+                },
+            ),
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="error_rate",
+                passed=numbers.error_rate <= limits.max_error_rate,
+                severity=dg.AssetCheckSeverity.ERROR,
+                metadata={
+                    "error_rate": numbers.error_rate,
+                    "errors": numbers.errors,
+                    "max_error_rate": limits.max_error_rate,
+                    "examples": "; ".join(numbers.error_examples[:_EXAMPLES]) or "none",
+                },
+            ),
+        ]
+
+
+class IndexChecks:
+    """What stands in the store after the run, read back from the store."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._asset = collection.asset_key("vector_index")
+        self.specs = [
+            dg.AssetCheckSpec(
+                "vector_integrity",
+                asset=self._asset,
+                description="Every vector is finite, of the space's dimension and norm, and its "
+                "key can be recomputed from the stored text.",
+            ),
+            dg.AssetCheckSpec(
+                "completeness",
+                asset=self._asset,
+                description="Every stored document's chunks 0..n-1 are in the index, and nothing "
+                "else is.",
+            ),
+        ]
+        if collection.settings.evaluation:
+            self.specs.append(
+                dg.AssetCheckSpec(
+                    "retrieval_quality",
+                    asset=self._asset,
+                    blocking=True,
+                    description="nDCG@10 and recall@10 on the collection's judged queries.",
+                )
+            )
+
+    def results(
+        self,
+        context: dg.AssetExecutionContext,
+        resources: CollectionResources,
+        update: "IndexUpdate",
+    ) -> list[dg.AssetCheckResult]:
+        results = [self._integrity(resources, update), self._completeness(resources, update)]
+        if self._collection.settings.evaluation:
+            results.append(self._quality(context, resources, self._collection.settings.evaluation))
+        return results
+
+    def _integrity(
+        self, resources: CollectionResources, update: "IndexUpdate"
+    ) -> dg.AssetCheckResult:
+        space = resources.embedder.space
+        rows, bad_vectors, bad_keys = 0, [], []
+        for batch in resources.store.scan(
+            update.collection,
+            space,
+            ["chunk_id", "content_hash", "context", "text", "vector"],
+            partitions=update.partitions,
+        ):
+            rows += len(batch)
+            vectors = batch["vector"]
+            matrix = np.zeros((len(batch), space.dimension), dtype=np.float32)
+            if not vectors.null_count and vectors.type.list_size == space.dimension:
+                matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(matrix.shape)
+            chunks = batch["chunk_id"]
+            bad_vectors += chunks.filter(pa.array(~valid_vectors(space, matrix))).to_pylist()
+            bad_keys += [
+                chunk
+                for chunk, key, context, text in zip(
+                    chunks.to_pylist(),
+                    batch["content_hash"].to_pylist(),
+                    batch["context"].to_pylist(),
+                    batch["text"].to_pylist(),
+                    strict=True,
+                )
+                if key != content_hash(context + text)
+            ]
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="vector_integrity",
+            passed=not bad_vectors and not bad_keys,
+            metadata={
+                "rows_checked": rows,
+                "invalid_vectors": len(bad_vectors),
+                "keys_not_recomputable": len(bad_keys),
+                "examples": ", ".join([*bad_vectors, *bad_keys][:_EXAMPLES]) or "none",
+                "embedding_space": space.id,
+            },
+        )
+
+    def _completeness(
+        self, resources: CollectionResources, update: "IndexUpdate"
+    ) -> dg.AssetCheckResult:
+        missing, surplus, broken = update.differences()
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="completeness",
+            passed=not (missing or surplus or broken),
+            metadata={
+                "chunks_missing": missing,
+                "chunks_surplus": surplus,
+                "documents_with_gaps": broken,
+                "rows_in_index": resources.store.count(update.collection, update.space),
+            },
+        )
+
+    def _quality(
+        self,
+        context: dg.AssetExecutionContext,
+        resources: CollectionResources,
+        settings: EvaluationSettings,
+    ) -> dg.AssetCheckResult:
+        result = evaluate_collection(
+            self._collection.name, resources, Path(settings.queries), Path(settings.qrels)
+        )
+        context.log.info(f"nDCG@10 {result.ndcg_at_10:.4f} over {result.queries} queries")
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="retrieval_quality",
+            passed=result.ndcg_at_10 >= settings.min_ndcg_at_10,
+            metadata={
+                "ndcg_at_10": result.ndcg_at_10,
+                "recall_at_10": result.recall_at_10,
+                "queries": result.queries,
+                "min_ndcg_at_10": settings.min_ndcg_at_10,
+            },
+        )
+
+
+def evaluate_collection(
+    collection: str, resources: CollectionResources, queries: Path, qrels: Path
+) -> Evaluation:
+    """Searches for every judged query in the whole index and scores the document rankings.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or malformed.
+        LookupError: the collection has no index yet.
+    """
+    judgements = load_qrels(qrels)
+    texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
+    return evaluate(rank_documents(collection, resources, texts), judgements)

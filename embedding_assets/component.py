@@ -1,0 +1,107 @@
+"""`EmbeddingCollection`: one YAML file becomes four assets, their checks and their resources."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from embedding_assets.collection import Collection
+from embedding_assets.deduplication import deduplicated_chunks_asset
+from embedding_assets.documents import documents_asset
+from embedding_assets.embeddings import embeddings_asset
+from embedding_assets.settings import PROJECT_ROOT, CollectionSettings
+from embedding_assets.vector_index import vector_index_asset
+from resources.artifact_store import FileArtifactStore
+from resources.document_source import FieldNames, FileDocumentSource
+from resources.duckdb_cache import DuckDBEmbeddingCache
+from resources.lancedb_store import LanceDBVectorStore
+from resources.local_embedder import LocalEmbedder
+
+_NEW_COLLECTION = """\
+  # Every other setting, with its default and meaning: README, "Add your own corpus".
+  source:
+    path: {name}/*.jsonl        # file, folder, glob or URL
+    # fields: {{id: id, title: title, text: text, timestamp: created}}
+  # partitions: {{by: month, start: "2020-01-01"}}     # needs source.fields.timestamp
+"""
+
+
+class CollectionScaffolder(dg.Scaffolder):
+    """What `dg scaffold defs embedding_assets.EmbeddingCollection NAME` writes."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        name = request.target_path.name
+        (request.target_path / "defs.yaml").write_text(
+            "type: embedding_assets.EmbeddingCollection\n"
+            f"attributes:\n  name: {name}\n" + _NEW_COLLECTION.format(name=name)
+        )
+
+
+@dg.scaffold_with(CollectionScaffolder)
+class EmbeddingCollection(dg.Component):
+    """A corpus kept as a vector index, by four assets: `documents` to `vector_index`."""
+
+    def __init__(self, settings: CollectionSettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def get_model_cls(cls) -> type[CollectionSettings]:
+        # The settings themselves, not a model derived from them in which each field may also be a
+        # template: errors then name the field and what it may be.
+        return CollectionSettings
+
+    @classmethod
+    def load(
+        cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
+    ) -> "EmbeddingCollection":
+        if not isinstance(attributes, CollectionSettings):
+            raise TypeError("a collection needs at least the attributes 'name' and 'source.path'")
+        settings = attributes.rendered(context.resolution_context.resolve_value)
+        return cls(settings.with_absolute_paths(context.path))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        del context  # paths were resolved when the settings were loaded
+        return collection_definitions(self.settings)
+
+
+def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
+    """The assets and the resources of one collection."""
+    collection = Collection(settings)
+    return dg.Definitions(
+        assets=[
+            documents_asset(collection),
+            deduplicated_chunks_asset(collection),
+            embeddings_asset(collection),
+            vector_index_asset(collection),
+        ],
+        resources={
+            collection.source_key: FileDocumentSource(
+                path=settings.source.path,
+                format=settings.source.format,
+                fields=FieldNames(**settings.source.fields.model_dump()),
+                max_document_bytes=settings.source.max_document_bytes,
+            ),
+            collection.embedder_key: LocalEmbedder(
+                model=settings.embedder.model,
+                device=settings.embedder.device,
+                precision=settings.embedder.precision,
+                model_cache=str(data_dir() / "models"),
+            ),
+        },
+    )
+
+
+def shared_resources() -> dict[str, Any]:
+    """The resources that all collections have in common; all outputs are in one folder."""
+    return {
+        "artifact_store": FileArtifactStore(url=str(data_dir() / "artifacts")),
+        "embedding_cache": DuckDBEmbeddingCache(path=str(data_dir() / "cache.duckdb")),
+        "vector_store": LanceDBVectorStore(uri=str(data_dir() / "vectors")),
+    }
+
+
+def data_dir() -> Path:
+    """The folder of all outputs: EMBEDDING_DATA_DIR, by default `data/` in the project."""
+    return PROJECT_ROOT / Path(os.environ.get("EMBEDDING_DATA_DIR") or "data").expanduser()

@@ -1,0 +1,278 @@
+"""Asset `deduplicated_chunks`: split, hash, remove duplicates, and plan against the cache."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding_assets import artifacts as files
+from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, split
+from embedding_assets.collection import Collection
+from embedding_assets.range_run import Progress, RangeRun
+from embedding_assets.scratch import Scratch, scratch
+from embedding_assets.settings import ChunkingSettings
+from resources.artifact_store import ArtifactStore
+from resources.content_identity import chunk_id, content_hash
+from resources.embedder import Embedder
+from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache
+from resources.embedding_space import EmbeddingSpace
+
+_DOCUMENTS_PER_BATCH = 256
+_HASHES_PER_LOOKUP = 65_536
+_CONTEXT_SHARE = 4
+"""The context of a chunk takes at most a quarter of its tokens."""
+
+
+def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
+    @collection.asset(
+        "deduplicated_chunks",
+        after="documents",
+        description="Chunks of the documents, their content hashes, and which of them the "
+        "cache already holds a vector for.",
+        kinds={"parquet"},
+    )
+    def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        resources = collection.resources(context)
+        splitter = Splitter(collection.name, collection.settings.chunking, resources.embedder)
+        progress = Progress(context.log, "documents split")
+        with RangeRun(context) as run, scratch() as database:
+            for partition in run.partitions:
+                numbers = split_partition(
+                    splitter, resources.artifacts, database, partition, progress
+                )
+                numbers |= plan_partition(
+                    collection.name,
+                    resources.embedder.space,
+                    resources.artifacts,
+                    resources.cache,
+                    database,
+                    partition,
+                )
+                run.finish(partition, numbers)
+        return dg.MaterializeResult()
+
+    return deduplicated_chunks
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What stands before the text of a chunk, and how many tokens it has."""
+
+    text: str
+    tokens: int
+
+
+class Splitter:
+    """Turns documents into rows of chunks; each document is tokenised once."""
+
+    def __init__(self, collection: str, settings: ChunkingSettings, embedder: Embedder) -> None:
+        self._collection = collection
+        self._settings = settings
+        self._tokenizer = embedder.new_tokenizer()
+        self._documents = DocumentTokenizer(self._tokenizer)
+        self._special_tokens = embedder.special_tokens
+        self._limit = min(settings.max_tokens, embedder.space.max_tokens)
+        self.fingerprint = json.dumps(
+            {
+                "algorithm": ALGORITHM_VERSION,
+                "space": embedder.space.id,
+                **settings.model_dump(),
+            },
+            sort_keys=True,
+        )
+
+    def made(self, chunks: Path) -> bool:
+        """Whether a chunks file was made with equal settings, so that its rows may be kept."""
+        metadata = pq.read_schema(chunks).metadata or {}
+        return metadata.get(b"chunking") == self.fingerprint.encode()
+
+    @property
+    def collection(self) -> str:
+        return self._collection
+
+    def chunks(self, documents: pa.RecordBatch) -> pa.RecordBatch:
+        """Splits documents.
+
+        Args:
+            documents: columns id, title, text and version, as in `artifacts.DOCUMENTS`.
+
+        Returns:
+            Columns as in `artifacts.CHUNKS`, in the order of the documents.
+        """
+        rows = list(self._rows(documents))
+        columns = zip(*rows, strict=True) if rows else [[] for _ in files.CHUNKS]
+        arrays = [
+            pa.array(column, field.type)
+            for column, field in zip(columns, files.CHUNKS, strict=True)
+        ]
+        return pa.record_batch(arrays, schema=files.CHUNKS)
+
+    def _rows(self, documents: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+        texts = documents["text"].to_pylist()
+        titles = documents["title"].to_pylist()
+        splits = self._whole if self._settings.strategy == "whole" else self._structured
+        for document_id, version, spans in zip(
+            documents["id"].to_pylist(),
+            documents["version"].to_pylist(),
+            splits(titles, texts),
+            strict=True,
+        ):
+            for number, (start, end, context, text, tokens, truncated) in enumerate(spans):
+                yield (
+                    chunk_id(self._collection, document_id, number),
+                    document_id,
+                    version,
+                    number,
+                    start,
+                    end,
+                    context,
+                    text,
+                    content_hash(context + text),
+                    tokens,
+                    truncated,
+                )
+
+    def _whole(self, titles: list[str], texts: list[str]) -> Iterator[list[tuple[Any, ...]]]:
+        contexts = [f"{title} " if title else "" for title in titles]
+        embedded = [context + text for context, text in zip(contexts, texts, strict=True)]
+        counts = [len(e) for e in self._tokenizer.encode_batch_fast(embedded)]
+        for context, text, tokens in zip(contexts, texts, counts, strict=True):
+            fed = min(tokens, self._limit)
+            yield [(0, len(text), context, text, fed, tokens - fed)]
+
+    def _structured(self, titles: list[str], texts: list[str]) -> Iterator[list[tuple[Any, ...]]]:
+        contexts = self._title_contexts(titles)
+        offsets_of_texts = self._documents.offsets(texts)
+        for title, text, offsets in zip(contexts, texts, offsets_of_texts, strict=True):
+            with_headings = self._settings.context == "headings"
+            # The headings above a chunk are known only when it is cut, so their room is reserved.
+            reserved = self._limit // _CONTEXT_SHARE if with_headings else title.tokens
+            spans = split(
+                text,
+                offsets,
+                max_tokens=self._limit - self._special_tokens - reserved,
+                overlap=self._settings.overlap,
+            )
+            rows = []
+            for span in spans:
+                context = title
+                if with_headings and span.headings:
+                    context = self._cut_context(f"{title.text}{' > '.join(span.headings)}\n\n")
+                tokens = span.tokens + context.tokens + self._special_tokens
+                body = text[span.start : span.end]
+                rows.append((span.start, span.end, context.text, body, tokens, 0))
+            yield rows
+
+    def _title_contexts(self, titles: list[str]) -> list[_Context]:
+        if self._settings.context == "none":
+            return [_Context("", 0)] * len(titles)
+        return [self._cut_context(f"{title}\n\n" if title else "") for title in titles]
+
+    def _cut_context(self, text: str) -> _Context:
+        if not text:
+            return _Context("", 0)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        room = self._limit // _CONTEXT_SHARE
+        if len(encoding) <= room:
+            return _Context(text, len(encoding))
+        cut = text[: encoding.offsets[room - 1][1]]
+        return _Context(f"{cut}\n\n", room)
+
+
+def split_partition(
+    splitter: Splitter,
+    artifacts: ArtifactStore,
+    database: Scratch,
+    partition: str,
+    progress: Progress,
+) -> dict[str, int]:
+    """Replaces the chunks of a partition; documents of a known version are not split again."""
+    key = files.chunks_key(splitter.collection, partition)
+    database.create("kept", files.CHUNKS)
+    database.create("fresh", files.CHUNKS)
+    split_before = 0
+    with artifacts.reading(files.documents_key(splitter.collection, partition)) as documents:
+        if artifacts.exists(key):
+            with artifacts.reading(key) as previous:
+                if splitter.made(previous):
+                    split_before = _keep(database, documents, previous)
+        split_now = 0
+        for batch in database.stream(
+            "SELECT id, title, text, version FROM read_parquet($documents) "
+            "WHERE id NOT IN (SELECT document_id FROM kept) ORDER BY id",
+            batch_rows=_DOCUMENTS_PER_BATCH,
+            documents=str(documents),
+        ):
+            database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
+            split_now += len(batch)
+            progress.advance(len(batch))
+    chunks, unchanged = database.row(
+        "SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh), "
+        "(SELECT count(DISTINCT document_id) FROM kept)"
+    )
+    if split_now or unchanged != split_before or not artifacts.exists(key):
+        with artifacts.writing(key) as path:
+            schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})
+            rows = database.stream(
+                "FROM kept UNION ALL FROM fresh ORDER BY document_id, chunk_number"
+            )
+            files.write_parquet(path, schema, rows)
+    return {"chunks": chunks, "documents_split": split_now, "documents_unchanged": unchanged}
+
+
+def _keep(database: Scratch, documents: Path, previous: Path) -> int:
+    """Keeps the chunks of documents of a known version; returns how many had been split."""
+    database.execute(
+        "INSERT INTO kept SELECT c.* FROM read_parquet($previous) c "
+        "SEMI JOIN read_parquet($documents) d "
+        "ON d.id = c.document_id AND d.version = c.document_version",
+        previous=str(previous),
+        documents=str(documents),
+    )
+    return database.row(
+        "SELECT count(DISTINCT document_id) FROM read_parquet($previous)", previous=str(previous)
+    )[0]
+
+
+def plan_partition(
+    collection: str,
+    space: EmbeddingSpace,
+    artifacts: ArtifactStore,
+    cache: EmbeddingCache,
+    database: Scratch,
+    partition: str,
+) -> dict[str, Any]:
+    """Writes each distinct content hash of a partition, and whether the cache holds it."""
+    numbers = {"distinct_chunks": 0, "cache_hits": 0, "cache_misses": 0, "tokens_to_embed": 0}
+
+    def planned(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            cached = cache.contains(space, batch["content_hash"].cast(CONTENT_HASH_TYPE))
+            hits = int(np.count_nonzero(cached))
+            numbers["distinct_chunks"] += len(batch)
+            numbers["cache_hits"] += hits
+            numbers["cache_misses"] += len(batch) - hits
+            numbers["tokens_to_embed"] += int(batch["tokens"].to_numpy()[~cached].sum())
+            yield pa.record_batch([*batch.columns, pa.array(cached)], names=files.PLAN.names)
+
+    with (
+        artifacts.reading(files.chunks_key(collection, partition)) as chunks,
+        artifacts.writing(files.plan_key(collection, partition)) as path,
+    ):
+        distinct = database.stream(
+            "SELECT content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
+            "min(tokens_truncated) AS tokens_truncated "
+            "FROM read_parquet($chunks) GROUP BY content_hash",
+            batch_rows=_HASHES_PER_LOOKUP,
+            chunks=str(chunks),
+        )
+        files.write_parquet(path, files.PLAN, planned(distinct))
+    looked_up = numbers["distinct_chunks"]
+    hit_rate = numbers["cache_hits"] / looked_up if looked_up else 1.0
+    return {**numbers, "cache_hit_rate": hit_rate}

@@ -1,0 +1,395 @@
+"""Asset `documents`: read the source, validate, quarantine, and keep what is in the partition."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from embedding_assets import artifacts as files
+from embedding_assets.checks import DocumentChecks
+from embedding_assets.collection import Collection
+from embedding_assets.partitions import partition_of, periods
+from embedding_assets.range_run import Progress, RangeRun
+from embedding_assets.scratch import Scratch, scratch
+from resources.artifact_store import ArtifactStore
+from resources.content_identity import document_version
+from resources.document_source import Document, DocumentSource, Refusal, RefusalReason
+
+_ROWS_PER_BATCH = 2_000
+_CHARACTERS_PER_BATCH = 8_000_000
+
+_RECORDS = pa.schema(
+    [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *files.DOCUMENTS]
+)
+_REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(files.QUARANTINE)[:-1]])
+
+
+def documents_asset(collection: Collection) -> dg.AssetsDefinition:
+    checks = DocumentChecks(collection)
+
+    @collection.asset(
+        "documents",
+        description="The validated documents of the partition; what was refused is in the "
+        "quarantine, with its reason and position.",
+        kinds={"parquet"},
+        check_specs=checks.specs,
+    )
+    def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        resources = collection.resources(context)
+        with RangeRun(context) as run:
+            ingested = ingest(
+                resources.source,
+                resources.artifacts,
+                collection.name,
+                run.partitions,
+                periods(collection.partitions, run.partitions),
+                partition_of(collection.settings.partitions),
+                collection.partitions.get_partition_keys(),
+                run.finish,
+                context.log,
+            )
+        return dg.MaterializeResult(check_results=checks.results(ingested))
+
+    return documents
+
+
+@dataclass
+class Ingested:
+    """What became of the records that the source yielded.
+
+    Attributes:
+        read: records and refusals that the source yielded.
+        elsewhere: valid documents of partitions that are not part of this run.
+        stored: documents written, `retained` ones not counted.
+        quarantined: refused records by reason.
+        retained: documents kept from the last time because their file could not be read now.
+        broken_files: files that could not be read, or not to their end.
+    """
+
+    read: int
+    elsewhere: int
+    stored: int
+    quarantined: Counter[str]
+    retained: int
+    broken_files: list[str]
+
+
+def ingest(
+    source: DocumentSource,
+    artifacts: ArtifactStore,
+    collection: str,
+    partitions: Sequence[str],
+    read_periods: Sequence[tuple[datetime, datetime]] | None,
+    partition_of_document: Callable[[Document], str],
+    all_partitions: Iterable[str],
+    finish: Callable[[str, dict[str, Any]], None],
+    log: logging.Logger,
+) -> Ingested:
+    """Reads the source once and replaces the documents of each of the partitions.
+
+    Args:
+        source: where documents come from.
+        artifacts: where they go.
+        collection: the collection's name.
+        partitions: the partitions to replace.
+        read_periods: their periods, for a source that can limit what it reads; None for all.
+        partition_of_document: the partition key of a document.
+        all_partitions: every partition key of the collection.
+        finish: called for each partition with its numbers when its files are written.
+        log: progress goes here.
+
+    Returns:
+        The numbers of the whole run.
+    """
+    read_at = datetime.now(timezone.utc).isoformat()
+    with scratch() as database:
+        read = _spool(
+            source,
+            database,
+            set(partitions),
+            read_periods,
+            partition_of_document,
+            set(all_partitions),
+            log,
+        )
+        _quarantine_duplicates(database)
+        broken_files = [
+            file
+            for (file,) in database.rows(
+                "SELECT DISTINCT file FROM refusals "
+                "WHERE reason IN (SELECT unnest($reasons)) ORDER BY file",
+                reasons=[RefusalReason.broken_file.value, RefusalReason.unknown_format.value],
+            )
+        ]
+        retained = 0
+        if broken_files:
+            for partition in partitions:
+                retained += _retain(database, artifacts, collection, partition, broken_files)
+        stored = 0
+        groups = files.grouped_by_partition(
+            database.stream(
+                f"SELECT partition, {', '.join(files.DOCUMENTS.names)} FROM records "
+                "ANTI JOIN losers USING (position) ORDER BY partition, id"
+            )
+        )
+        group = next(groups, None)
+        for partition in sorted(partitions):
+            rows: Iterable[pa.RecordBatch] = ()
+            if group is not None and group[0] == partition:
+                rows = group[1]
+            numbers = _replace_documents(database, artifacts, collection, partition, rows, read_at)
+            if rows:
+                group = next(groups, None)
+            quarantined = _write_quarantine(database, artifacts, collection, partition)
+            stored += numbers["documents"]
+            finish(partition, {**numbers, "quarantined": quarantined})
+        _write_unplaced_quarantine(database, source, artifacts, collection, read_periods)
+        reasons = database.rows("SELECT reason, count(*) FROM refusals GROUP BY reason")
+        (elsewhere,) = database.row("SELECT count(*) FROM elsewhere")
+        return Ingested(
+            read, elsewhere, stored - retained, Counter(dict(reasons)), retained, broken_files
+        )
+
+
+def _spool(
+    source: DocumentSource,
+    database: Scratch,
+    wanted: set[str],
+    read_periods: Sequence[tuple[datetime, datetime]] | None,
+    partition_of_document: Callable[[Document], str],
+    known: set[str],
+    log: logging.Logger,
+) -> int:
+    """Fills the tables `records` (wanted), `elsewhere` (ids of the others) and `refusals`."""
+    records = _Spool(database, "records", _RECORDS)
+    elsewhere = _Spool(
+        database, "elsewhere", pa.schema([_RECORDS.field(n) for n in _RANKED_COLUMNS])
+    )
+    refusals = _Spool(database, "refusals", _REFUSALS)
+    progress = Progress(log, "records read")
+    for position, item in enumerate(source.read(read_periods)):
+        progress.advance()
+        if isinstance(item, Refusal):
+            refusals.add(
+                (None, item.reason.value, item.document_id, item.file, item.line, item.detail)
+            )
+            continue
+        partition = partition_of_document(item)
+        timestamp = item.timestamp.isoformat() if item.timestamp else ""
+        version = document_version(item.title, item.text, timestamp, item.metadata)
+        if partition in wanted:
+            records.add(
+                (
+                    position, partition, item.id, item.title, item.text, item.timestamp,
+                    item.metadata, version, item.file, item.line,
+                ),
+                size=len(item.text),
+            )  # fmt: skip
+        elif partition in known:
+            elsewhere.add((position, item.id, item.timestamp, version))
+        else:
+            reason = RefusalReason.outside_partitions.value
+            detail = f"its time {timestamp} is before the first or after the last partition"
+            refusals.add((None, reason, item.id, item.file, item.line, detail))
+    for spool in (records, elsewhere, refusals):
+        spool.flush()
+    return progress.done
+
+
+_RANKED_COLUMNS = ("position", "id", "timestamp", "version")
+
+
+class _Spool:
+    """Collects rows and moves them to a scratch table batch by batch."""
+
+    def __init__(self, database: Scratch, table: str, schema: pa.Schema) -> None:
+        self._database, self._table, self._schema = database, table, schema
+        self._rows: list[tuple[Any, ...]] = []
+        self._size = 0
+        database.create(table, schema)
+
+    def add(self, row: tuple[Any, ...], size: int = 0) -> None:
+        self._rows.append(row)
+        self._size += size
+        if len(self._rows) >= _ROWS_PER_BATCH or self._size >= _CHARACTERS_PER_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            arrays = [
+                pa.array(column, field.type)
+                for column, field in zip(columns, self._schema, strict=True)
+            ]
+            self._database.insert(self._table, pa.table(arrays, schema=self._schema))
+        self._rows, self._size = [], 0
+
+
+def _quarantine_duplicates(database: Scratch) -> None:
+    """Leaves one record an id: the latest, then the one with the greatest version.
+
+    The rule looks at content only, so it does not depend on the order or names of files.
+    """
+    columns = ", ".join(_RANKED_COLUMNS)
+    database.execute(
+        f"""
+        CREATE TABLE losers AS
+        WITH everything AS (
+            SELECT {columns} FROM records UNION ALL SELECT {columns} FROM elsewhere
+        ), repeated AS (
+            SELECT id FROM everything GROUP BY id HAVING count(*) > 1
+        )
+        SELECT position, first_value(position) OVER ranked AS winner
+        FROM everything SEMI JOIN repeated USING (id)
+        WINDOW ranked AS (
+            PARTITION BY id ORDER BY timestamp DESC NULLS LAST, version DESC, position
+        )
+        QUALIFY row_number() OVER ranked > 1
+        """
+    )
+    database.execute(
+        """
+        INSERT INTO refusals
+        SELECT r.partition, $reason, r.id, r.file, r.line,
+               'another record has this id: ' ||
+               coalesce(w.file || ' line ' || w.line, 'in a partition outside this run')
+        FROM losers JOIN records r USING (position) LEFT JOIN records w ON w.position = winner
+        """,
+        reason=RefusalReason.duplicate_id.value,
+    )
+
+
+def _retain(
+    database: Scratch,
+    artifacts: ArtifactStore,
+    collection: str,
+    partition: str,
+    broken_files: list[str],
+) -> int:
+    """Keeps the known documents of files that cannot be read now: unreadable is not deleted."""
+    key = files.documents_key(collection, partition)
+    if not artifacts.exists(key):
+        return 0
+    with artifacts.reading(key) as previous:
+        return database.changed(
+            f"""
+            INSERT INTO records
+            SELECT -1, $partition, {", ".join(files.DOCUMENTS.names)}
+            FROM read_parquet($previous) p
+            WHERE file IN (SELECT unnest($broken))
+              AND NOT EXISTS (SELECT 1 FROM records r WHERE r.id = p.id)
+              AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = p.id)
+            """,
+            partition=partition,
+            previous=str(previous),
+            broken=broken_files,
+        )
+
+
+def _replace_documents(
+    database: Scratch,
+    artifacts: ArtifactStore,
+    collection: str,
+    partition: str,
+    rows: Iterable[pa.RecordBatch],
+    read_at: str,
+) -> dict[str, int]:
+    key = files.documents_key(collection, partition)
+    schema = files.DOCUMENTS.with_metadata({"read_at": read_at})
+    with artifacts.writing(key) as path:
+        documents = files.write_parquet(path, schema, rows)
+        if not artifacts.exists(key):
+            added, changed, unchanged, deleted = documents, 0, 0, 0
+        else:
+            with artifacts.reading(key) as previous:
+                added, changed, unchanged, deleted = database.row(
+                    """
+                    SELECT count(*) FILTER (old.id IS NULL),
+                           count(*) FILTER (new.version <> old.version),
+                           count(*) FILTER (new.version = old.version),
+                           count(*) FILTER (new.id IS NULL)
+                    FROM read_parquet($new) new FULL JOIN read_parquet($old) old USING (id)
+                    """,
+                    new=str(path),
+                    old=str(previous),
+                )
+    return {
+        "documents": documents,
+        "added": added,
+        "changed": changed,
+        "unchanged": unchanged,
+        "deleted": deleted,
+    }
+
+
+def _write_quarantine(
+    database: Scratch, artifacts: ArtifactStore, collection: str, partition: str
+) -> int:
+    """Replaces the partition's quarantine; returns its length."""
+    return _merge_quarantine(
+        database,
+        artifacts,
+        files.documents_quarantine_key(collection, partition),
+        "SELECT * EXCLUDE (partition) FROM refusals WHERE partition = $partition",
+        {"partition": partition},
+    )
+
+
+def _write_unplaced_quarantine(
+    database: Scratch,
+    source: DocumentSource,
+    artifacts: ArtifactStore,
+    collection: str,
+    read_periods: Sequence[tuple[datetime, datetime]] | None,
+) -> None:
+    """Replaces what is known of the files that were read; entries of other files stay."""
+    read = pa.table({"file": pa.array([f.path for f in source.files(read_periods)], pa.string())})
+    database.create("files_read", read.schema)
+    database.insert("files_read", read)
+    key = files.documents_quarantine_key(collection, None)
+    fresh = "SELECT * EXCLUDE (partition) FROM refusals WHERE partition IS NULL"
+    _merge_quarantine(database, artifacts, key, fresh, {}, keep_unread_files=True)
+
+
+def _merge_quarantine(
+    database: Scratch,
+    artifacts: ArtifactStore,
+    key: str,
+    fresh: str,
+    parameters: dict[str, Any],
+    *,
+    keep_unread_files: bool = False,
+) -> int:
+    """Writes the fresh refusals; those that were there before count one attempt more."""
+    there_before = artifacts.exists(key)
+    database.create("known", files.QUARANTINE)
+    if there_before:
+        with artifacts.reading(key) as previous:
+            database.execute("INSERT INTO known SELECT * FROM read_parquet($p)", p=str(previous))
+    database.execute(
+        f"""
+        CREATE OR REPLACE TABLE merged AS
+        SELECT *, 1 + coalesce((
+            SELECT max(attempts) FROM known
+            WHERE known.reason = fresh.reason AND known.file = fresh.file
+              AND known.line IS NOT DISTINCT FROM fresh.line
+        ), 0) AS attempts
+        FROM ({fresh}) fresh
+        """,
+        **parameters,
+    )
+    if keep_unread_files:
+        database.execute(
+            "INSERT INTO merged SELECT known.* FROM known ANTI JOIN files_read USING (file)"
+        )
+    entries = database.row("SELECT count(*) FROM merged")[0]
+    if entries or there_before:
+        with artifacts.writing(key) as path:
+            rows = database.stream("SELECT * FROM merged ORDER BY file, line, reason")
+            files.write_parquet(path, files.QUARANTINE, rows)
+    return entries

@@ -1,0 +1,296 @@
+"""Retrieval quality: nDCG and recall of document rankings against relevance judgements.
+
+Queries and judgements are read in the layout of the BEIR benchmark (Thakur et al. 2021,
+https://arxiv.org/abs/2104.08663), so that its data sets can be used as they are.
+"""
+
+import gzip
+import heapq
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CUTOFF = 10
+"""The rank at which BEIR and MTEB report, and so do we."""
+
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryEvaluation:
+    """How well one query was answered.
+
+    Attributes:
+        query_id: The query, as in the judgements.
+        ndcg_at_10: Between 0 and 1.
+        recall_at_10: Between 0 and 1.
+        first_relevant_rank: Rank, counted from 1, of the first relevant document; None where the
+            whole ranking has none.
+    """
+
+    query_id: str
+    ndcg_at_10: float
+    recall_at_10: float
+    first_relevant_rank: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How well a set of queries was answered.
+
+    Attributes:
+        ndcg_at_10: Mean over the queries.
+        recall_at_10: Mean over the queries.
+        queries: How many queries the means are taken over.
+        per_query: One entry a query, in the order of the judgements.
+    """
+
+    ndcg_at_10: float
+    recall_at_10: float
+    queries: int
+    per_query: list[QueryEvaluation]
+
+
+def load_queries(path: str | Path) -> dict[str, str]:
+    """Read queries: JSON Lines of `{"_id": "q1", "text": "..."}`; other fields are ignored.
+
+    Args:
+        path: The file; gzipped if its name ends in `.gz`. Blank lines are skipped.
+
+    Returns:
+        Query text by query id, in the order of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not such an object, an id comes twice, there is no query at all, or
+            the file cannot be decoded. The message names file and line.
+    """
+    queries: dict[str, str] = {}
+    for where, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected a JSON object, but {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {line[:80]!r}")  # noqa: TRY004
+        for field in ("_id", "text"):
+            value = record.get(field)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f'{where}: expected "{field}" to be a non-empty string, got {value!r}'
+                )
+        if record["_id"] in queries:
+            raise ValueError(f"{where}: query id {record['_id']!r} comes a second time")
+        queries[record["_id"]] = record["text"]
+    if not queries:
+        raise ValueError(f'{path}: expected lines of {{"_id": "q1", "text": "..."}}, found none')
+    return queries
+
+
+def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """Read relevance judgements: three columns separated by tabs, query id, document id, score.
+
+    Args:
+        path: The file; gzipped if its name ends in `.gz`. Blank lines are skipped, and so is a
+            first line that is `QRELS_HEADER`.
+
+    Returns:
+        Per query id the score of each judged document; above 0 means relevant.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line has not these columns, a score is not a whole number, a document is
+            judged twice with different scores, there is no judgement at all, or the file cannot be
+            decoded. The message names file and line.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, (where, line) in enumerate(_lines(path)):
+        columns = tuple(column.strip() for column in line.split("\t"))
+        if number == 0 and columns == QRELS_HEADER:
+            continue
+        if len(columns) != len(QRELS_HEADER) or not all(columns):
+            raise ValueError(
+                f"{where}: expected the columns {', '.join(QRELS_HEADER)} separated by tabs, "
+                f"got {line[:80]!r}"
+            )
+        query_id, document_id, text = columns
+        try:
+            score = int(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: expected a whole number as score, got {text!r}") from error
+        judged = qrels.setdefault(query_id, {})
+        if judged.setdefault(document_id, score) != score:
+            raise ValueError(
+                f"{where}: document {document_id!r} was judged {judged[document_id]} for query "
+                f"{query_id!r} before, now {score}"
+            )
+    if not qrels:
+        raise ValueError(f"{path}: expected lines of {', '.join(QRELS_HEADER)}, found none")
+    return qrels
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield each line that is not blank, with "file:line" for error messages."""
+    path = Path(path)
+    number = 0
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8-sig")
+    ) as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected UTF-8 after line {number}, but {error}") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: expected a whole gzip file, but {error}") from error
+
+
+def ndcg_at_k(ranking: Sequence[str], relevance: Mapping[str, int], k: int = CUTOFF) -> float:
+    """Normalised discounted cumulative gain of one ranking (Järvelin & Kekäläinen 2002).
+
+    DCG = Σ gain(rank) / log2(rank + 1) over the first k ranks, divided by the DCG of the best
+    possible ranking. The gain is the score itself, not 2^score − 1: so do trec_eval's `ndcg_cut`
+    and pytrec_eval, which BEIR and MTEB report. Documents without a judgement, or with a negative
+    one, gain 0.
+
+    K. Järvelin, J. Kekäläinen: Cumulated gain-based evaluation of IR techniques. ACM TOIS 20(4),
+    2002, https://doi.org/10.1145/582415.582418
+
+    Args:
+        ranking: Document ids, best first.
+        relevance: Score by document id, for this query.
+        k: How many ranks count.
+
+    Returns:
+        Between 0 and 1; 0 where no document is relevant.
+
+    Raises:
+        ValueError: `k` is below 1, or a document is ranked twice.
+    """
+    _check(ranking, k)
+    gains = _gains(relevance)
+    if not gains:
+        return 0.0
+    ideal = sorted(gains.values(), reverse=True)[:k]
+    return _dcg(gains.get(document, 0) for document in ranking[:k]) / _dcg(ideal)
+
+
+def recall_at_k(ranking: Sequence[str], relevance: Mapping[str, int], k: int = CUTOFF) -> float:
+    """Share of a query's relevant documents (score above 0) that are among the first k.
+
+    Args:
+        ranking: Document ids, best first.
+        relevance: Score by document id, for this query.
+        k: How many ranks count.
+
+    Returns:
+        Between 0 and 1; 0 where no document is relevant.
+
+    Raises:
+        ValueError: `k` is below 1, or a document is ranked twice.
+    """
+    _check(ranking, k)
+    relevant = _gains(relevance)
+    if not relevant:
+        return 0.0
+    return sum(document in relevant for document in ranking[:k]) / len(relevant)
+
+
+def documents_from_chunks(hits: Iterable[tuple[str, float]], k: int) -> list[str]:
+    """Turn scored chunks into a ranking of documents: a document scores as its best chunk.
+
+    Equal scores are ordered by descending document id, as trec_eval does.
+
+    Args:
+        hits: Document id and score of each chunk found, in any order; a higher score is better.
+        k: How many documents to return. Ask the index for more chunks than that: several may
+            belong to one document.
+
+    Returns:
+        At most k distinct document ids, best first.
+
+    Raises:
+        ValueError: `k` is below 1, or a score is not a number.
+    """
+    if k < 1:
+        raise ValueError(f"expected k of at least 1, got {k}")
+    best: dict[str, float] = {}
+    for document, score in hits:
+        if math.isnan(score):
+            raise ValueError(f"expected a score for document {document!r}, got {score}")
+        best[document] = max(score, best.get(document, -math.inf))
+    return heapq.nlargest(k, best, key=lambda document: (best[document], document))
+
+
+def evaluate(
+    rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]
+) -> Evaluation:
+    """Evaluate the rankings of a set of queries.
+
+    The judgements say which queries count. One with no ranking scores 0, as under trec_eval's
+    `-c`; one with no relevant document is left out, because no ranking could score above 0.
+
+    Args:
+        rankings: Per query id the document ids, best first. Queries without judgements are ignored.
+        qrels: Per query id the score of each judged document, as from `load_qrels`.
+
+    Returns:
+        The means, and the figures of each query.
+
+    Raises:
+        ValueError: No query has a relevant document, or a document is ranked twice.
+    """
+    per_query = []
+    for query_id, relevance in qrels.items():
+        relevant = _gains(relevance)
+        if not relevant:
+            continue
+        ranking = rankings.get(query_id, ())
+        try:
+            figures = QueryEvaluation(
+                query_id=query_id,
+                ndcg_at_10=ndcg_at_k(ranking, relevance, CUTOFF),
+                recall_at_10=recall_at_k(ranking, relevance, CUTOFF),
+                first_relevant_rank=next(
+                    (rank for rank, document in enumerate(ranking, 1) if document in relevant), None
+                ),
+            )
+        except ValueError as error:
+            raise ValueError(f"query {query_id!r}: {error}") from error
+        per_query.append(figures)
+    if not per_query:
+        raise ValueError(
+            "expected at least one query with a relevant document (score above 0) in the "
+            f"judgements, got {len(qrels)} queries with none"
+        )
+    return Evaluation(
+        ndcg_at_10=math.fsum(query.ndcg_at_10 for query in per_query) / len(per_query),
+        recall_at_10=math.fsum(query.recall_at_10 for query in per_query) / len(per_query),
+        queries=len(per_query),
+        per_query=per_query,
+    )
+
+
+def _gains(relevance: Mapping[str, int]) -> dict[str, int]:
+    return {document: score for document, score in relevance.items() if score > 0}
+
+
+def _dcg(gains: Iterable[int]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+
+def _check(ranking: Sequence[str], k: int) -> None:
+    if k < 1:
+        raise ValueError(f"expected k of at least 1, got {k}")
+    seen: set[str] = set()
+    for document in ranking:
+        # Counted twice, a relevant document would lift the score above that of the ideal ranking.
+        if document in seen:
+            raise ValueError(f"expected each document once in a ranking, got {document!r} twice")
+        seen.add(document)

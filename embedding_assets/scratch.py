@@ -1,0 +1,82 @@
+"""A throw-away DuckDB for sorts, joins and counts over Parquet files larger than memory."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+MEMORY_LIMIT = "512MB"
+"""What DuckDB may hold before it spills to disk."""
+
+
+class Scratch:
+    """SQL with bound parameters. Each call has a cursor of its own, so results may overlap."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._database = duckdb.connect(
+            ":memory:",
+            config={
+                "memory_limit": MEMORY_LIMIT,
+                "temp_directory": str(folder / "spill"),
+                "python_enable_replacements": "false",
+                "preserve_insertion_order": "false",
+            },
+        )
+        self._database.execute("SET TimeZone = 'UTC'")
+
+    def execute(self, sql: str, **parameters: Any) -> None:
+        with self._database.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+
+    def changed(self, sql: str, **parameters: Any) -> int:
+        """Executes an INSERT, UPDATE or DELETE and returns how many rows it changed."""
+        return self.rows(sql, **parameters)[0][0]
+
+    def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        with self._database.cursor() as cursor:
+            return cursor.execute(sql, parameters or None).fetchall()
+
+    def row(self, sql: str, **parameters: Any) -> tuple[Any, ...]:
+        return self.rows(sql, **parameters)[0]
+
+    def stream(
+        self, sql: str, batch_rows: int = 4096, **parameters: Any
+    ) -> Iterator[pa.RecordBatch]:
+        with self._database.cursor() as cursor:
+            yield from cursor.sql(sql, params=parameters or None).to_arrow_reader(batch_rows)
+
+    def create(self, table: str, schema: pa.Schema) -> None:
+        """Creates an empty table, in the place of one of that name."""
+        with self._database.cursor() as cursor:
+            cursor.register("incoming", schema.empty_table())
+            cursor.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM incoming")
+            cursor.unregister("incoming")
+
+    def insert(self, table: str, batches: pa.RecordBatchReader | pa.Table) -> None:
+        with self._database.cursor() as cursor:
+            cursor.register("incoming", batches)
+            cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming")
+            cursor.unregister("incoming")
+
+    def close(self) -> None:
+        self._database.close()
+
+
+@contextmanager
+def scratch() -> Iterator[Scratch]:
+    """Opens a scratch database with a folder of its own; both are gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="embedding-assets-"))
+    database = None
+    try:
+        database = Scratch(folder)
+        yield database
+    finally:
+        if database is not None:
+            database.close()
+        shutil.rmtree(folder, ignore_errors=True)

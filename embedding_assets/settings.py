@@ -1,0 +1,210 @@
+"""The settings of one collection, as they stand in its YAML file."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import Field, field_validator, model_validator
+
+from resources.document_source import FileFormat
+
+PROJECT_ROOT = Path(__file__).parent.parent
+
+
+class Settings(dg.Model):
+    """Frozen, and a misspelt key is an error."""
+
+
+class FieldSettings(Settings):
+    id: str = Field(default="id", description="Field that holds the document's id.")
+    title: str = Field(default="title", description="Field that holds the title; may be absent.")
+    text: str = Field(default="text", description="Field that holds the text.")
+    timestamp: str | None = Field(
+        default=None,
+        description="Field that holds the document's own time (ISO 8601, or seconds since 1970); "
+        "needed for partitions by time. 'modified' takes the time of a text file.",
+    )
+
+
+class SourceSettings(Settings):
+    path: str = Field(
+        description="File, folder, glob or fsspec URL; strftime placeholders such as "
+        "archive/%Y/%m/*.parquet limit what is read to the partitions that run. "
+        "Relative paths start at the folder of the YAML file if it is there, else at the project."
+    )
+    format: FileFormat | None = Field(
+        default=None, description="Format of the files; by default told from their endings."
+    )
+    fields: FieldSettings = FieldSettings()
+    max_document_bytes: int = Field(
+        default=10_000_000, gt=0, description="Longer texts (in UTF-8 bytes) are quarantined."
+    )
+
+
+class PartitionSettings(Settings):
+    by: Literal["day", "week", "month", "year", "bucket"] = Field(
+        default="bucket",
+        description="The period of the document's timestamp; 'bucket' is a hash of its id, for "
+        "documents that carry no time.",
+    )
+    start: str | None = Field(
+        default=None, description="First day (YYYY-MM-DD) of the first partition, in UTC."
+    )
+    count: int = Field(default=16, ge=1, le=10_000, description="Number of buckets.")
+
+    @model_validator(mode="after")
+    def _start_is_given_for_time(self) -> "PartitionSettings":
+        if self.by != "bucket":
+            try:
+                date.fromisoformat(self.start or "")
+            except ValueError:
+                raise ValueError(
+                    f"partitions by {self.by} need 'start', the first day as YYYY-MM-DD, "
+                    f'for example start: "2020-01-01"; got {self.start!r}'
+                ) from None
+        return self
+
+
+class ChunkingSettings(Settings):
+    strategy: Literal["structure", "whole"] = Field(
+        default="structure",
+        description="'structure' cuts along headings, paragraphs, sentences and words; 'whole' "
+        "embeds title and text as one, cut at the model's limit.",
+    )
+    max_tokens: int = Field(
+        default=256,
+        ge=16,
+        description="Most tokens of one embedded text, context and special tokens included; "
+        "never more than the model's own limit.",
+    )
+    overlap: int = Field(
+        default=0, ge=0, description="Tokens that neighbouring chunks share at most."
+    )
+    context: Literal["none", "title", "headings"] = Field(
+        default="title",
+        description="What is put before the embedded text (not into the chunk's span): nothing, "
+        "the document's title, or title and headings above the chunk.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> "ChunkingSettings":
+        if self.overlap > self.max_tokens // 2:
+            raise ValueError(
+                f"overlap ({self.overlap}) must be at most half of max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class EmbedderSettings(Settings):
+    model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic on the CPU; 'auto' takes bf16 where it is faster and stays "
+        "within cosine 0.9999 of fp32 on this machine.",
+    )
+    flush_size: int = Field(
+        default=1024, ge=1, description="Texts embedded between two durable writes to the cache."
+    )
+
+
+class EvaluationSettings(Settings):
+    queries: str = Field(description='JSON Lines file with {"_id": ..., "text": ...} a query.')
+    qrels: str = Field(description="TSV file: query id, document id, relevance (BEIR layout).")
+    min_ndcg_at_10: float = Field(
+        default=0.0, ge=0, le=1, description="The check retrieval_quality fails below this."
+    )
+
+
+class CheckSettings(Settings):
+    min_chunks_per_second: float = Field(
+        default=1.0, ge=0, description="Throughput of embedding under which the check warns."
+    )
+    min_cache_hit_rate: float = Field(
+        default=0.0, ge=0, le=1, description="Cache hit rate under which the check warns."
+    )
+    max_error_rate: float = Field(
+        default=0.01, ge=0, le=1, description="Share of refused texts above which the check fails."
+    )
+
+
+class BackfillSettings(Settings):
+    partitions_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most partitions that one run of a backfill takes; by default all go into one "
+        "run (then `dagster asset materialize --partition-range` works too).",
+    )
+
+
+class CollectionSettings(Settings):
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="Asset key prefix and table name: letters, digits and underscores.",
+    )
+    source: SourceSettings
+    partitions: PartitionSettings = PartitionSettings()
+    chunking: ChunkingSettings = ChunkingSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    evaluation: EvaluationSettings | None = None
+    checks: CheckSettings = CheckSettings()
+    backfill: BackfillSettings = BackfillSettings()
+
+    @field_validator("source")
+    @classmethod
+    def _path_is_given(cls, source: SourceSettings) -> SourceSettings:
+        if not source.path.strip():
+            raise ValueError("source.path must name a file, folder, glob or URL; it is empty")
+        return source
+
+    @model_validator(mode="after")
+    def _time_partitions_have_timestamps(self) -> "CollectionSettings":
+        if self.partitions.by != "bucket" and self.source.fields.timestamp is None:
+            raise ValueError(
+                f"partitions by {self.partitions.by} need source.fields.timestamp, the name of "
+                "the field with the document's time; for undated documents use "
+                "partitions: {by: bucket, count: 16}"
+            )
+        return self
+
+    def rendered(self, resolve: Callable[[str], Any]) -> "CollectionSettings":
+        """Fills in templates such as {{ env.ARCHIVE }} in the paths."""
+
+        def fill(path: str) -> str:
+            return str(resolve(path)) if "{{" in path else path
+
+        return self._with_paths(fill)
+
+    def with_absolute_paths(self, beside: Path) -> "CollectionSettings":
+        """Relative local paths start at `beside` if what they name is there, else at the project.
+
+        Args:
+            beside: the folder of the YAML file.
+        """
+        return self._with_paths(lambda path: _located(path, beside))
+
+    def _with_paths(self, change: Callable[[str], str]) -> "CollectionSettings":
+        source = self.source.model_copy(update={"path": change(self.source.path)})
+        evaluation = self.evaluation and self.evaluation.model_copy(
+            update={
+                "queries": change(self.evaluation.queries),
+                "qrels": change(self.evaluation.qrels),
+            }
+        )
+        return self.model_copy(update={"source": source, "evaluation": evaluation})
+
+
+def _located(path: str, beside: Path) -> str:
+    if "://" in path:
+        return path
+    local = Path(path).expanduser()
+    if local.is_absolute():
+        return str(local)
+    return str(beside / local) if any(beside.glob(path)) else str(PROJECT_ROOT / local)

@@ -1,0 +1,314 @@
+"""Asset `vector_index`: replace the partition's rows in the vector store, in one commit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedding_assets import artifacts as files
+from embedding_assets.checks import IndexChecks
+from embedding_assets.collection import Collection
+from embedding_assets.range_run import Progress, RangeRun
+from embedding_assets.scratch import Scratch, scratch
+from resources.artifact_store import ArtifactStore
+from resources.embedding_cache import decode_vectors
+from resources.embedding_space import EmbeddingSpace
+from resources.vector_store import ROW_IDENTITY, VectorStore, row_schema
+
+_MAX_REMOVALS_BY_ID = 2_000
+"""More removals than this are cheaper as a replacement of the whole partition."""
+
+
+def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
+    checks = IndexChecks(collection)
+
+    @collection.asset(
+        "vector_index",
+        after="embeddings",
+        description="The searchable index: one row a chunk, one table for each embedding "
+        "space. New and changed rows go in, those of deleted documents go out.",
+        kinds={"lancedb"},
+        check_specs=checks.specs,
+    )
+    def vector_index(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        resources = collection.resources(context)
+        space = resources.embedder.space
+        with RangeRun(context) as run, scratch() as database:
+            update = IndexUpdate(
+                collection.name, space, resources.artifacts, resources.store, database
+            )
+            update.begin(run.partitions)
+            progress = Progress(context.log, "partitions indexed", len(run.partitions))
+            for partition in run.partitions:
+                numbers = update.replace(partition)
+                progress.advance()
+                run.finish(partition, {**numbers, "embedding_space": space.id})
+            resources.store.maintain(collection.name, space)
+            results = checks.results(context, resources, update)
+        return dg.MaterializeResult(check_results=results)
+
+    return vector_index
+
+
+class IndexUpdate:
+    """Brings the rows of some partitions in line with their documents, chunks and vectors.
+
+    The artifacts say what ought to be in the store; only the difference is written.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        artifacts: ArtifactStore,
+        store: VectorStore,
+        database: Scratch,
+    ) -> None:
+        self.collection = collection
+        self.space = space
+        self.store = store
+        self.database = database
+        self._artifacts = artifacts
+        self.partitions: Sequence[str] = ()
+
+    def begin(self, partitions: Sequence[str]) -> None:
+        """Finds the rows that are there, and documents that more than one partition claims."""
+        self.partitions = partitions
+        self.store.create_table(self.collection, self.space)
+        self.database.create("stored", _stored_schema(self.space))
+        self.insert_stored("stored", partitions)
+        expected = pa.schema(
+            [
+                _stored_schema(self.space).field(name)
+                for name in ("chunk_id", "document_version", "content_hash")
+            ]
+        )
+        self.database.create("expected", expected)
+        self._find_claims()
+
+    def insert_stored(self, table: str, partitions: Sequence[str]) -> None:
+        schema = _stored_schema(self.space)
+        for batch in self.store.scan(
+            self.collection, self.space, schema.names, partitions=partitions
+        ):
+            self.database.insert(table, pa.Table.from_batches([batch]).select(schema.names))
+
+    def replace(self, partition: str) -> dict[str, Any]:
+        """Writes the difference for one partition in one commit, if there is any."""
+        database = self.database
+        with (
+            self._reading(files.documents_key, partition) as documents,
+            self._reading(files.chunks_key, partition) as chunks,
+            self._reading(files.vectors_key, partition) as vectors,
+        ):
+            self._check_space(vectors, partition)
+            paths: dict[str, Any] = {
+                "documents": str(documents),
+                "chunks": str(chunks),
+                "vectors": str(vectors),
+                "partition": partition,
+            }
+            # A document is in the index as a whole or not at all.
+            database.execute(
+                """
+                CREATE OR REPLACE TABLE withheld AS
+                SELECT DISTINCT c.document_id FROM read_parquet($chunks) c
+                ANTI JOIN read_parquet($vectors) v USING (content_hash)
+                UNION SELECT document_id FROM superseded WHERE partition = $partition
+                """,
+                **{k: paths[k] for k in ("chunks", "vectors", "partition")},
+            )
+            database.execute(
+                f"""
+                CREATE OR REPLACE TABLE wanted AS
+                SELECT {", ".join(f"c.{name}" for name in ROW_IDENTITY if name != "partition")},
+                       $partition AS partition
+                FROM read_parquet($chunks) c
+                JOIN read_parquet($documents) d
+                  ON d.id = c.document_id AND d.version = c.document_version
+                ANTI JOIN withheld w ON w.document_id = c.document_id
+                """,
+                **{k: paths[k] for k in ("chunks", "documents", "partition")},
+            )
+            identity = ", ".join(ROW_IDENTITY)
+            database.execute(
+                f"CREATE OR REPLACE TABLE new_rows AS "
+                f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
+            )
+            removed = [
+                chunk
+                for (chunk,) in database.rows(
+                    """
+                    SELECT chunk_id FROM stored
+                    WHERE (partition = $partition
+                           OR document_id IN (SELECT document_id FROM wanted))
+                      AND chunk_id NOT IN (SELECT chunk_id FROM wanted)
+                    """,
+                    partition=partition,
+                )
+            ]
+            database.execute(
+                "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
+            )
+            (rows,) = database.row("SELECT count(*) FROM wanted")
+            (written,) = database.row("SELECT count(*) FROM new_rows")
+            (withheld,) = database.row("SELECT count(*) FROM withheld")
+            if written or removed:
+                self._commit(partition, removed, paths)
+        return {
+            "rows": rows,
+            "rows_written": written,
+            "rows_removed": len(removed),
+            "documents_withheld": withheld,
+        }
+
+    def differences(self) -> tuple[int, int, int]:
+        """Reads the partitions back from the store and compares them with what ought to be there.
+
+        Returns:
+            Chunks that are missing, chunks that should not be there, and documents whose chunk
+            numbers are not 0..n-1.
+        """
+        self.database.create("found", _stored_schema(self.space))
+        self.insert_stored("found", self.partitions)
+        missing, surplus = self.database.row(
+            """
+            SELECT count(*) FILTER (found.chunk_id IS NULL),
+                   count(*) FILTER (expected.chunk_id IS NULL)
+            FROM expected FULL JOIN found USING (chunk_id, document_version, content_hash)
+            """
+        )
+        (gaps,) = self.database.row(
+            """
+            SELECT count(*) FROM (
+                SELECT document_id FROM found GROUP BY document_id
+                HAVING count(*) <> max(chunk_number) + 1 OR min(chunk_number) <> 0
+                    OR count(DISTINCT chunk_number) <> count(*)
+            )
+            """
+        )
+        return missing, surplus, gaps
+
+    def _commit(self, partition: str, removed: list[str], paths: dict[str, Any]) -> None:
+        whole = len(removed) > _MAX_REMOVALS_BY_ID
+        schema = row_schema(self.space)
+        rows = self.database.stream(
+            f"""
+            SELECT c.chunk_id, c.document_id, c.document_version, c.content_hash, c.chunk_number,
+                   c.span_start, c.span_end, $partition AS partition, d.title, c.context, c.text,
+                   d.timestamp, d.metadata, v.vector
+            FROM read_parquet($chunks) c
+            SEMI JOIN {"wanted" if whole else "new_rows"} n ON n.chunk_id = c.chunk_id
+            JOIN read_parquet($documents) d ON d.id = c.document_id
+            JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
+            """,
+            **paths,
+        )
+        reader = pa.RecordBatchReader.from_batches(
+            schema, (_as_rows(batch, schema, self.space.dimension) for batch in rows)
+        )
+        if not whole:
+            self.store.replace(self.collection, self.space, reader, remove_chunk_ids=removed)
+            return
+        mine = {
+            chunk
+            for (chunk,) in self.database.rows(
+                "SELECT chunk_id FROM stored WHERE partition = $partition", partition=partition
+            )
+        }
+        self.store.replace(
+            self.collection,
+            self.space,
+            reader,
+            remove_chunk_ids=[chunk for chunk in removed if chunk not in mine],
+            remove_rest_of_partition=partition,
+        )
+
+    def _find_claims(self) -> None:
+        """Decides about documents that moved from one partition to another.
+
+        A document belongs to the partition whose documents were read last. In other partitions of
+        this run it is left out; its rows in partitions outside this run are removed with the
+        commit of its own partition, and if one of those was read later, it is left out here.
+        """
+        database = self.database
+        strings = ("document_id", "partition", "read_at")
+        database.create("claims", pa.schema([(name, pa.string()) for name in strings]))
+        for partition in self.partitions:
+            self._insert_claims(partition)
+        elsewhere = pa.schema([("document_id", pa.string()), ("partition", pa.string())])
+        database.create("elsewhere", elsewhere)
+        for batch in self.store.scan(
+            self.collection, self.space, elsewhere.names, not_partitions=self.partitions
+        ):
+            database.insert("elsewhere", pa.Table.from_batches([batch]))
+        others = database.rows(
+            "SELECT DISTINCT e.partition FROM elsewhere e SEMI JOIN claims c USING (document_id)"
+        )
+        if others:
+            others = [partition for (partition,) in others]
+            for partition in others:
+                if self._artifacts.exists(files.documents_key(self.collection, partition)):
+                    self._insert_claims(partition)
+            self.insert_stored("stored", others)
+            database.execute(
+                "DELETE FROM stored WHERE partition IN (SELECT unnest($others)) "
+                "AND document_id NOT IN (SELECT document_id FROM claims "
+                "WHERE partition IN (SELECT unnest($mine)))",
+                others=others,
+                mine=list(self.partitions),
+            )
+        database.execute(
+            """
+            CREATE OR REPLACE TABLE superseded AS
+            SELECT document_id, partition FROM claims
+            QUALIFY row_number() OVER (
+                PARTITION BY document_id ORDER BY read_at DESC, partition DESC
+            ) > 1
+            """
+        )
+
+    def _insert_claims(self, partition: str) -> None:
+        with self._reading(files.documents_key, partition) as documents:
+            read_at = (pq.read_schema(documents).metadata or {}).get(b"read_at", b"").decode()
+            self.database.execute(
+                "INSERT INTO claims SELECT id, $partition, $read_at FROM read_parquet($path)",
+                partition=partition,
+                read_at=read_at,
+                path=str(documents),
+            )
+
+    def _check_space(self, vectors: Any, partition: str) -> None:
+        found = (pq.read_schema(vectors).metadata or {}).get(b"space", b"").decode()
+        if found and EmbeddingSpace.from_json(found).id != self.space.id:
+            raise ValueError(
+                f"The vectors of partition '{partition}' of '{self.collection}' were made in "
+                f"another embedding space ({EmbeddingSpace.from_json(found).model}) than the "
+                f"embedder's ({self.space.model}, {self.space.id}). "
+                f"Materialize '{self.collection}/embeddings' for this partition again."
+            )
+
+    def _reading(self, key: Any, partition: str) -> Any:
+        return self._artifacts.reading(key(self.collection, partition))
+
+
+def _stored_schema(space: EmbeddingSpace) -> pa.Schema:
+    schema = row_schema(space)
+    return pa.schema([schema.field(name) for name in ROW_IDENTITY])
+
+
+def _as_rows(batch: pa.RecordBatch, schema: pa.Schema, dimension: int) -> pa.RecordBatch:
+    vectors, right_size = decode_vectors(batch["vector"], dimension)
+    if not right_size.all():
+        raise ValueError("a vector artifact holds vectors of another dimension than its space")
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(vectors)), dimension)
+        if field.name == "vector"
+        else pc.cast(batch[field.name], field.type)
+        for field in schema
+    ]
+    return pa.record_batch(columns, schema=schema)

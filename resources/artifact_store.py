@@ -1,0 +1,118 @@
+"""Where assets leave their Parquet files for each other."""
+
+import os
+import shutil
+import socket
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import fsspec
+import psutil
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import Field
+
+
+class ArtifactNotFoundError(FileNotFoundError):
+    """An asset asked for a file that the asset before it has not written."""
+
+    def __init__(self, key: str, location: str) -> None:
+        super().__init__(
+            f"Artifact '{key}' was not found at {location}. "
+            f"Materialize the asset that writes it ('{'/'.join(key.split('/')[:2])}') "
+            "for this partition first."
+        )
+
+
+class ArtifactStore(dg.ConfigurableResource, ABC):
+    """Whole files by key (`collection/asset/partition/name.parquet`), replaced in one step."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool: ...
+
+    @abstractmethod
+    def reading(self, key: str) -> Any:
+        """A context manager that yields a local `Path` with the artifact's bytes.
+
+        Raises:
+            ArtifactNotFoundError: nothing was written under this key.
+        """
+
+    @abstractmethod
+    def writing(self, key: str) -> Any:
+        """A context manager that yields a local `Path` to write to.
+
+        The artifact appears, or is replaced, when the block ends; if it raises, nothing changes.
+        """
+
+
+class FileArtifactStore(ArtifactStore):
+    """A local folder, or any fsspec URL such as `s3://bucket/prefix`."""
+
+    url: str = Field(default="data/artifacts", description="Folder or fsspec URL of all artifacts.")
+
+    def exists(self, key: str) -> bool:
+        return self._filesystem.exists(self._location(key))
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[Path]:
+        if not self.exists(key):
+            raise ArtifactNotFoundError(key, self._location(key))
+        if self._is_local:
+            yield Path(self._location(key))
+            return
+        with tempfile.TemporaryDirectory(prefix="artifact-") as folder:
+            copy = Path(folder) / Path(key).name
+            self._filesystem.get_file(self._location(key), str(copy))
+            yield copy
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        if self._is_local:
+            target = Path(self._location(key))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(target)
+            temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+            try:
+                yield temporary
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="artifact-"))
+        try:
+            temporary = folder / Path(key).name
+            yield temporary
+            # Object stores show an object only when its upload is complete.
+            self._filesystem.put_file(str(temporary), self._location(key))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @cached_property
+    def _filesystem_and_root(self) -> tuple[Any, str]:
+        return fsspec.core.url_to_fs(self.url)
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._filesystem_and_root[0]
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self._filesystem, LocalFileSystem)
+
+    def _location(self, key: str) -> str:
+        return f"{self._filesystem_and_root[1].rstrip('/')}/{key}"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed processes of this machine left when they were writing `target`."""
+    prefix, suffix = f".{target.name}.{socket.gethostname()}.", ".tmp"
+    for leftover in target.parent.glob(f"{prefix}*{suffix}"):
+        pid = leftover.name.removeprefix(prefix).removesuffix(suffix)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            leftover.unlink(missing_ok=True)

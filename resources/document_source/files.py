@@ -1,0 +1,208 @@
+"""Which files a source consists of: a file, a folder, a glob, or a path with dates in it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from dateutil.parser import isoparse
+from fsspec.core import url_to_fs
+
+# strftime placeholders, from the coarsest to the finest, with their glob.
+PLACEHOLDERS = {
+    "%Y": "[0-9][0-9][0-9][0-9]",
+    "%m": "[0-9][0-9]",
+    "%d": "[0-9][0-9]",
+    "%H": "[0-9][0-9]",
+}
+Period = tuple[datetime, datetime]
+"""Half-open: from the first instant up to, and without, the second. Naive ones are UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file as the storage lists it; nothing of it has been read.
+
+    Attributes:
+        path: relative to the source's root, "/" between folders, always valid UTF-8.
+        location: what the file system opens.
+        size: bytes, as stored; None if the storage does not say.
+        modified: aware; None if the storage does not say.
+        etag: the storage's own version mark, if it has one.
+        problem: why it cannot be read although it is there, such as a named pipe.
+    """
+
+    path: str
+    location: str
+    size: int | None
+    modified: datetime | None
+    etag: str | None
+    problem: str | None = None
+
+
+def find_files(
+    path: str, periods: Sequence[Period] | None
+) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
+    """Lists the files of a source, sorted by path.
+
+    Args:
+        path: file, folder (searched recursively), glob, or any fsspec URL, with or without the
+            placeholders %Y, %m, %d, %H. Hidden names, which begin with a dot, are left out.
+        periods: only files whose placeholders name a time in one of these; None: all of them.
+            Without placeholders all files are listed.
+
+    Raises:
+        FileNotFoundError: there is no file at all, in contrast to none for the given periods: an
+            archive that is not mounted must not look like one from which all was deleted.
+    """
+    filesystem, pattern = url_to_fs(path)
+    filesystem.invalidate_cache()
+    exact = filesystem.exists(pattern)
+    has_placeholders = not exact and any(p in pattern for p in PLACEHOLDERS)
+    if exact:
+        patterns = [pattern]
+    elif has_placeholders and periods is not None:
+        patterns = list(dict.fromkeys(_expand(pattern, periods)))
+    else:
+        patterns = [_generalise(pattern)]
+    root = _root(filesystem, pattern, exact)
+
+    found: dict[str, SourceFile] = {}
+    for each in patterns:
+        for location, info in _list(filesystem, each):
+            name = location[len(root) :].lstrip("/") if location.startswith(root) else location
+            is_named = exact and location == pattern
+            if is_named or not any(part.startswith(".") for part in name.split("/")):
+                found[location] = _source_file(filesystem, name, location, info)
+    if not found and not (
+        has_placeholders and periods is not None and _has_entries(filesystem, root)
+    ):
+        raise _nothing_found(path, pattern, root, filesystem)
+    return filesystem, sorted(found.values(), key=lambda file: file.path)
+
+
+def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if filesystem.isdir(path):
+        entries: Any = filesystem.find(path, detail=True)
+    elif filesystem.exists(path):
+        entries = {path: filesystem.info(path)}
+    elif any(c in path for c in "*?["):
+        entries = filesystem.glob(path, detail=True)
+    else:
+        entries = {}
+    for location, info in entries.items():
+        if info["type"] != "directory":
+            yield location, info
+
+
+def _expand(pattern: str, periods: Sequence[Period]) -> Iterator[str]:
+    finest = [p for p in PLACEHOLDERS if p in pattern][-1]
+    for start, end in periods:
+        moment, end = _floor(_utc(start), finest), _utc(end)
+        while moment < end:
+            filled = pattern.replace("%Y", f"{moment.year:04d}").replace(
+                "%m", f"{moment.month:02d}"
+            )
+            yield filled.replace("%d", f"{moment.day:02d}").replace("%H", f"{moment.hour:02d}")
+            try:
+                moment = _next(moment, finest)
+            except (OverflowError, ValueError):  # the year 10000
+                break
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    return moment.astimezone(timezone.utc)
+
+
+def _floor(moment: datetime, unit: str) -> datetime:
+    return datetime(
+        moment.year,
+        1 if unit == "%Y" else moment.month,
+        1 if unit in ("%Y", "%m") else moment.day,
+        moment.hour if unit == "%H" else 0,
+        tzinfo=timezone.utc,
+    )
+
+
+def _next(moment: datetime, unit: str) -> datetime:
+    if unit == "%H":
+        return moment + timedelta(hours=1)
+    if unit == "%d":
+        return moment + timedelta(days=1)
+    return _floor(moment + timedelta(days=31 if unit == "%m" else 366), unit)
+
+
+def _generalise(pattern: str) -> str:
+    for placeholder, glob in PLACEHOLDERS.items():
+        pattern = pattern.replace(placeholder, glob)
+    return pattern
+
+
+def _root(filesystem: fsspec.AbstractFileSystem, pattern: str, exact: bool) -> str:
+    """The folder below which everything lies that the pattern can match."""
+    if exact and filesystem.isdir(pattern):
+        return pattern.rstrip("/")
+    if not exact:
+        pattern = _generalise(pattern)
+        pattern = pattern[: min((i for i in map(pattern.find, "*?[") if i >= 0), default=None)]
+    return pattern.rpartition("/")[0]
+
+
+def _source_file(
+    filesystem: fsspec.AbstractFileSystem, name: str, location: str, info: dict[str, Any]
+) -> SourceFile:
+    problem = None
+    # Opening a named pipe would wait for ever. Links to folders are not followed: they may loop.
+    if info["type"] != "file" and not filesystem.isfile(location):
+        if filesystem.isdir(location):
+            problem = "a link to a folder, which is not followed: name the folder in a source"
+        else:
+            problem = "not a regular file, or a link to nothing"
+    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
+    return SourceFile(
+        path=name.encode("utf-8", "backslashreplace").decode(),
+        location=location,
+        size=info.get("size"),
+        modified=_modified(info),
+        etag=str(etag) if etag is not None else None,
+        problem=problem,
+    )
+
+
+def _modified(info: dict[str, Any]) -> datetime | None:
+    for key in ("mtime", "LastModified", "last_modified", "updated"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return _utc(value)
+        if isinstance(value, (int, float)):
+            return datetime.fromtimestamp(value, timezone.utc)
+        if isinstance(value, str):
+            return _utc(isoparse(value))
+    return None
+
+
+def _has_entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> bool:
+    try:
+        return bool(filesystem.ls(folder, detail=False))
+    except FileNotFoundError:
+        return False
+
+
+def _nothing_found(
+    path: str, pattern: str, root: str, filesystem: fsspec.AbstractFileSystem
+) -> FileNotFoundError:
+    if not filesystem.exists(root):
+        finding = f"the folder {root!r} does not exist"
+    elif not _has_entries(filesystem, root):
+        finding = f"the folder {root!r} is empty"
+    else:
+        finding = f"the folder {root!r} exists, but nothing in it matches"
+    return FileNotFoundError(
+        f"Expected documents at {path!r} (looked for {pattern!r} from {Path.cwd()}), but "
+        f"{finding}. Check the source's `path`, and that its storage is mounted and complete: "
+        f"no file is not taken to mean that every document was deleted."
+    )

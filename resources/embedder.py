@@ -1,0 +1,81 @@
+"""Embedders turn texts into the vectors of one embedding space."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+import numpy as np
+from tokenizers import Tokenizer
+
+from resources.embedding_space import EmbeddingSpace
+
+Role = Literal["document", "query"]
+
+
+class EmbeddingError(RuntimeError):
+    """Texts could not be embedded.
+
+    Attributes:
+        stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
+            "tokenize" or "infer"; remote embedders add their own.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(f"{message} (stage: {stage})")
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class EmbeddingBatch:
+    """The vectors of n texts, in the order of the texts.
+
+    Attributes:
+        vectors: shape (n, dimension), float32. Not validated: a model can yield NaN.
+        tokens: shape (n,), int32; tokens given to the model, prompt and special tokens included.
+        truncated_tokens: shape (n,), int32; tokens cut off at the model's limit.
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray
+    truncated_tokens: np.ndarray
+
+
+class Embedder(dg.ConfigurableResource, ABC):
+    """Everything but `embed` is cheap: a run in which all is cached loads no model."""
+
+    @property
+    @abstractmethod
+    def space(self) -> EmbeddingSpace:
+        """The space of all vectors that `embed` returns."""
+
+    @property
+    @abstractmethod
+    def special_tokens(self) -> int:
+        """How many special tokens the model adds to every text."""
+
+    @property
+    @abstractmethod
+    def max_text_tokens(self) -> int:
+        """Tokens of a document's own text that fit: the limit less prompt and special tokens."""
+
+    @abstractmethod
+    def new_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer without truncation and padding; use one instance per thread."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
+        """Embeds texts; may be called from several threads.
+
+        Args:
+            texts: n texts, in any order and of any length.
+            role: which of the model's prompts goes before each text.
+
+        Raises:
+            EmbeddingError: nothing was embedded; the error names the stage.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people: what runs where, in which precision, and why."""

@@ -1,0 +1,153 @@
+"""The vector store in a LanceDB folder: embedded, one commit a replacement."""
+
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from resources.embedding_space import EmbeddingSpace
+from resources.vector_store import SearchHit, VectorStore, row_schema
+
+# Without this declaration two processes that upsert the same new keys both insert them.
+_KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
+# Every commit adds a fragment; merging them on each commit would cost more than it gains.
+_SMALL_FRAGMENTS = 100
+_HIT_COLUMNS = [
+    "chunk_id", "document_id", "title", "text",
+    "span_start", "span_end", "partition", "timestamp", "metadata",
+]  # fmt: skip
+
+
+class LanceDBVectorStore(VectorStore):
+    uri: str = Field(
+        default="data/vectors", description="Folder or object storage URL (s3://, gs://, az://)."
+    )
+    commit_timeout: float = Field(
+        default=120.0, description="Seconds to retry a commit that conflicts with other writers."
+    )
+
+    def create_table(self, collection: str, space: EmbeddingSpace) -> None:
+        schema = row_schema(space)
+        key = schema.field("chunk_id").with_metadata(_KEY_METADATA)
+        schema = schema.set(0, key).with_metadata({"embedding_space": space.to_json()})
+        _without_context(
+            lambda: self._database.create_table(
+                _table_name(collection, space), schema=schema, exist_ok=True
+            )
+        )
+
+    def scan(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        columns: Sequence[str],
+        *,
+        partitions: Sequence[str] | None = None,
+        not_partitions: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        table = self._open(collection, space)
+        if table is None:
+            return
+        query = table.search().select(list(columns))
+        if partitions is not None:
+            query = query.where(f"partition IN ({_literals(partitions)})")
+        elif not_partitions is not None:
+            query = query.where(f"partition NOT IN ({_literals(not_partitions)})")
+        yield from query.to_batches()
+
+    def replace(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        rows: pa.RecordBatchReader,
+        *,
+        remove_chunk_ids: Sequence[str] = (),
+        remove_rest_of_partition: str | None = None,
+    ) -> None:
+        self.create_table(collection, space)
+        table = self._open(collection, space)
+        conditions = []
+        if len(remove_chunk_ids):
+            conditions.append(f"chunk_id IN ({_literals(remove_chunk_ids)})")
+        if remove_rest_of_partition is not None:
+            conditions.append(f"partition = {_literals([remove_rest_of_partition])}")
+        merge = table.merge_insert("chunk_id").when_matched_update_all()
+        merge = merge.when_not_matched_insert_all()
+        if conditions:
+            merge = merge.when_not_matched_by_source_delete(" OR ".join(conditions))
+        merge.execute(rows, timeout=timedelta(seconds=self.commit_timeout))
+
+    def maintain(self, collection: str, space: EmbeddingSpace) -> None:
+        table = self._open(collection, space)
+        if table is None:
+            return
+        if table.stats()["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
+            table.optimize()
+
+    def search(
+        self, collection: str, space: EmbeddingSpace, vector: np.ndarray, k: int
+    ) -> list[SearchHit]:
+        table = self._open(collection, space)
+        if table is None:
+            raise LookupError(
+                f"Collection '{collection}' has no index for {space.model} ({space.id}) in "
+                f"{self.uri} yet. Materialize '{collection}/vector_index' first."
+            )
+        found = (
+            table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
+            .distance_type("cosine")
+            .select([*_HIT_COLUMNS, "_distance"])
+            .limit(k)
+            .to_arrow()
+        )
+        return [
+            SearchHit(score=1.0 - row.pop("_distance"), **row)  # cosine distance = 1 - cosine
+            for row in found.to_pylist()
+        ]
+
+    def count(self, collection: str, space: EmbeddingSpace) -> int:
+        table = self._open(collection, space)
+        return 0 if table is None else table.count_rows()
+
+    def describe(self) -> dict[str, Any]:
+        return {"store": "LanceDB", "uri": self.uri}
+
+    @cached_property
+    def _database(self) -> Any:
+        import lancedb
+
+        return lancedb.connect(self.uri)
+
+    def _open(self, collection: str, space: EmbeddingSpace) -> Any:
+        """The table at its newest version, or None."""
+        try:
+            return _without_context(
+                lambda: self._database.open_table(_table_name(collection, space))
+            )
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" not in str(error).lower():
+                raise
+            return None
+
+
+def _without_context(function: Callable[[], Any]) -> Any:
+    """Calls LanceDB without the caller's context variables.
+
+    Its background thread keeps them until the process ends, and Dagster's hold everything of the
+    run: memory that is never freed, and complaints of DuckDB at exit.
+    """
+    return contextvars.Context().run(function)
+
+
+def _table_name(collection: str, space: EmbeddingSpace) -> str:
+    return f"{collection}__{space.id}"
+
+
+def _literals(values: Sequence[str]) -> str:
+    """SQL string literals; LanceDB has no bound parameters here."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
