@@ -23,9 +23,10 @@ DOCUMENTS = pa.schema(
         ("version", _HASH),
         ("file", pa.string()),
         ("line", pa.int64()),
+        ("read_at", pa.timestamp("us", "UTC")),  # when this record was last seen in the source
     ]
 )
-"""One row a document, sorted by id. Schema metadata `read_at`: when the source was read."""
+"""One row a document, sorted by id."""
 
 QUARANTINE = pa.schema(
     [

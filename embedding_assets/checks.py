@@ -209,8 +209,9 @@ class IndexChecks:
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="completeness",
-            passed=not (missing or surplus or broken),
+            passed=not (missing or surplus or broken or update.documents_missing),
             metadata={
+                "documents_missing": update.documents_missing,
                 "chunks_missing": missing,
                 "chunks_surplus": surplus,
                 "documents_with_gaps": broken,

@@ -1,13 +1,14 @@
 """`EmbeddingCollection`: one YAML file becomes four assets, their checks and their resources."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
 
-from embedding_assets.collection import Collection
+from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import deduplicated_chunks_asset
 from embedding_assets.documents import documents_asset
 from embedding_assets.embeddings import embeddings_asset
@@ -76,21 +77,62 @@ def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
             embeddings_asset(collection),
             vector_index_asset(collection),
         ],
-        resources={
-            collection.source_key: FileDocumentSource(
-                path=settings.source.path,
-                format=settings.source.format,
-                fields=FieldNames(**settings.source.fields.model_dump()),
-                max_document_bytes=settings.source.max_document_bytes,
-            ),
-            collection.embedder_key: LocalEmbedder(
-                model=settings.embedder.model,
-                device=settings.embedder.device,
-                precision=settings.embedder.precision,
-                model_cache=str(data_dir() / "models"),
-            ),
-        },
+        resources=collection_resources(settings),
     )
+
+
+def collection_resources(settings: CollectionSettings) -> dict[str, Any]:
+    """The resources of one collection, by resource key."""
+    collection = Collection(settings)
+    source, embedder = settings.source, settings.embedder
+    return {
+        collection.source_key: FileDocumentSource(
+            path=source.path,
+            format=source.format,
+            fields=FieldNames(**source.fields.model_dump()),
+            max_document_bytes=source.max_document_bytes,
+        ),
+        collection.embedder_key: LocalEmbedder(
+            model=embedder.model,
+            device=embedder.device,
+            precision=embedder.precision,
+            model_cache=str(data_dir() / "models"),
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class LoadedCollection:
+    """A collection outside of Dagster: its settings, and its resources ready for use."""
+
+    settings: CollectionSettings
+    resources: CollectionResources
+
+
+def load_collections() -> dict[str, LoadedCollection]:
+    """The project's collections by name, with their resources, for use outside of Dagster.
+
+    Raises:
+        Exception: Dagster's own, naming file and field, if a YAML file is wrong.
+    """
+    tree = dg.ComponentTree.for_project(PROJECT_ROOT)
+    components = tree.get_all_components(of_type=EmbeddingCollection)
+    shared = shared_resources()
+    loaded = {}
+    for settings in sorted((c.settings for c in components), key=lambda s: s.name):
+        own = collection_resources(settings)
+        collection = Collection(settings)
+        loaded[settings.name] = LoadedCollection(
+            settings,
+            CollectionResources(
+                source=own[collection.source_key],
+                embedder=own[collection.embedder_key],
+                artifacts=shared["artifact_store"],
+                cache=shared["embedding_cache"],
+                store=shared["vector_store"],
+            ),
+        )
+    return loaded
 
 
 def shared_resources() -> dict[str, Any]:

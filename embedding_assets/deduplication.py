@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Splitter:
         self._tokenizer = embedder.new_tokenizer()
         self._documents = DocumentTokenizer(self._tokenizer)
         self._special_tokens = embedder.special_tokens
-        self._limit = min(settings.max_tokens, embedder.space.max_tokens)
+        self._model_limit = embedder.max_text_tokens
+        self._limit = min(settings.max_tokens - self._special_tokens, self._model_limit)
         self.fingerprint = json.dumps(
             {
                 "algorithm": ALGORITHM_VERSION,
@@ -143,7 +145,7 @@ class Splitter:
         embedded = [context + text for context, text in zip(contexts, texts, strict=True)]
         counts = [len(e) for e in self._tokenizer.encode_batch_fast(embedded)]
         for context, text, tokens in zip(contexts, texts, counts, strict=True):
-            fed = min(tokens, self._limit)
+            fed = min(tokens, self._model_limit + self._special_tokens)
             yield [(0, len(text), context, text, fed, tokens - fed)]
 
     def _structured(self, titles: list[str], texts: list[str]) -> Iterator[list[tuple[Any, ...]]]:
@@ -156,7 +158,7 @@ class Splitter:
             spans = split(
                 text,
                 offsets,
-                max_tokens=self._limit - self._special_tokens - reserved,
+                max_tokens=self._limit - reserved,
                 overlap=self._settings.overlap,
             )
             rows = []
@@ -196,19 +198,14 @@ def split_partition(
     key = files.chunks_key(splitter.collection, partition)
     database.create("kept", files.CHUNKS)
     database.create("fresh", files.CHUNKS)
-    split_before = 0
+    up_to_date = False
     with artifacts.reading(files.documents_key(splitter.collection, partition)) as documents:
         if artifacts.exists(key):
             with artifacts.reading(key) as previous:
                 if splitter.made(previous):
-                    split_before = _keep(database, documents, previous)
+                    up_to_date = _keep(database, documents, previous)
         split_now = 0
-        for batch in database.stream(
-            "SELECT id, title, text, version FROM read_parquet($documents) "
-            "WHERE id NOT IN (SELECT document_id FROM kept) ORDER BY id",
-            batch_rows=_DOCUMENTS_PER_BATCH,
-            documents=str(documents),
-        ):
+        for batch in _not_kept(database, documents):
             database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
             split_now += len(batch)
             progress.advance(len(batch))
@@ -216,7 +213,7 @@ def split_partition(
         "SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh), "
         "(SELECT count(DISTINCT document_id) FROM kept)"
     )
-    if split_now or unchanged != split_before or not artifacts.exists(key):
+    if split_now or not up_to_date:
         with artifacts.writing(key) as path:
             schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})
             rows = database.stream(
@@ -226,8 +223,8 @@ def split_partition(
     return {"chunks": chunks, "documents_split": split_now, "documents_unchanged": unchanged}
 
 
-def _keep(database: Scratch, documents: Path, previous: Path) -> int:
-    """Keeps the chunks of documents of a known version; returns how many had been split."""
+def _keep(database: Scratch, documents: Path, previous: Path) -> bool:
+    """Keeps the chunks of documents of a known version; returns whether those are all."""
     database.execute(
         "INSERT INTO kept SELECT c.* FROM read_parquet($previous) c "
         "SEMI JOIN read_parquet($documents) d "
@@ -235,9 +232,28 @@ def _keep(database: Scratch, documents: Path, previous: Path) -> int:
         previous=str(previous),
         documents=str(documents),
     )
-    return database.row(
-        "SELECT count(DISTINCT document_id) FROM read_parquet($previous)", previous=str(previous)
-    )[0]
+    (kept,) = database.row("SELECT count(*) FROM kept")
+    return kept == pq.read_metadata(previous).num_rows
+
+
+def _not_kept(database: Scratch, documents: Path) -> Iterator[pa.RecordBatch]:
+    """The documents whose chunks are not in the table `kept`, some at a time."""
+    # Texts are read past DuckDB, which would hold 2,048 of them at once.
+    flags = (
+        flag
+        for batch in database.stream(
+            "SELECT id NOT IN (SELECT document_id FROM kept) AS fresh "
+            "FROM read_parquet($documents, file_row_number = true) ORDER BY file_row_number",
+            documents=str(documents),
+        )
+        for flag in batch["fresh"].to_pylist()
+    )
+    columns = ["id", "title", "text", "version"]
+    with pq.ParquetFile(documents) as file:
+        for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=columns):
+            fresh = batch.filter(pa.array(list(islice(flags, len(batch))), pa.bool_()))
+            if len(fresh):
+                yield fresh
 
 
 def plan_partition(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from embedding_assets.component import shared_resources
-
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    from embedding_assets.component import shared_resources
+
     return dg.Definitions.merge(
         dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
         # Steps of a run share one process, so that a model is loaded once; runs are the unit of

@@ -2,20 +2,23 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
 from embedding_assets.checks import DocumentChecks
 from embedding_assets.collection import Collection
 from embedding_assets.partitions import partition_of, periods
 from embedding_assets.range_run import Progress, RangeRun
-from embedding_assets.scratch import Scratch, scratch
+from embedding_assets.scratch import Contents, Scratch, scratch
 from resources.artifact_store import ArtifactStore
 from resources.content_identity import document_version
 from resources.document_source import Document, DocumentSource, Refusal, RefusalReason
@@ -23,9 +26,12 @@ from resources.document_source import Document, DocumentSource, Refusal, Refusal
 _ROWS_PER_BATCH = 2_000
 _CHARACTERS_PER_BATCH = 8_000_000
 
+_CONTENTS = ("title", "text", "metadata")
+_SHORT = [field for field in files.DOCUMENTS if field.name not in _CONTENTS]
 _RECORDS = pa.schema(
-    [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *files.DOCUMENTS]
+    [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *_SHORT]
 )
+"""What of a document is in a table; its `_CONTENTS` are kept apart, by position."""
 _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(files.QUARANTINE)[:-1]])
 
 
@@ -106,11 +112,12 @@ def ingest(
     Returns:
         The numbers of the whole run.
     """
-    read_at = datetime.now(timezone.utc).isoformat()
-    with scratch() as database:
+    with scratch() as database, closing(Contents(database.folder)) as contents:
         read = _spool(
             source,
             database,
+            contents,
+            datetime.now(timezone.utc),
             set(partitions),
             read_periods,
             partition_of_document,
@@ -128,13 +135,14 @@ def ingest(
         ]
         retained = 0
         if broken_files:
-            for partition in partitions:
-                retained += _retain(database, artifacts, collection, partition, broken_files)
+            retained = _retain(database, contents, artifacts, collection, partitions, broken_files)
         stored = 0
         groups = files.grouped_by_partition(
-            database.stream(
-                f"SELECT partition, {', '.join(files.DOCUMENTS.names)} FROM records "
-                "ANTI JOIN losers USING (position) ORDER BY partition, id"
+            _with_contents(
+                database.stream(
+                    "FROM records ANTI JOIN losers USING (position) ORDER BY partition, id"
+                ),
+                contents,
             )
         )
         group = next(groups, None)
@@ -142,7 +150,7 @@ def ingest(
             rows: Iterable[pa.RecordBatch] = ()
             if group is not None and group[0] == partition:
                 rows = group[1]
-            numbers = _replace_documents(database, artifacts, collection, partition, rows, read_at)
+            numbers = _replace_documents(database, artifacts, collection, partition, rows)
             if rows:
                 group = next(groups, None)
             quarantined = _write_quarantine(database, artifacts, collection, partition)
@@ -159,13 +167,15 @@ def ingest(
 def _spool(
     source: DocumentSource,
     database: Scratch,
+    contents: Contents,
+    read_at: datetime,
     wanted: set[str],
     read_periods: Sequence[tuple[datetime, datetime]] | None,
     partition_of_document: Callable[[Document], str],
     known: set[str],
     log: logging.Logger,
 ) -> int:
-    """Fills the tables `records` (wanted), `elsewhere` (ids of the others) and `refusals`."""
+    """Fills the tables `records` (wanted), `elsewhere` (the others) and `refusals`."""
     records = _Spool(database, "records", _RECORDS)
     elsewhere = _Spool(
         database, "elsewhere", pa.schema([_RECORDS.field(n) for n in _RANKED_COLUMNS])
@@ -183,15 +193,15 @@ def _spool(
         timestamp = item.timestamp.isoformat() if item.timestamp else ""
         version = document_version(item.title, item.text, timestamp, item.metadata)
         if partition in wanted:
+            contents.put(position, item.title, item.text, item.metadata)
             records.add(
                 (
-                    position, partition, item.id, item.title, item.text, item.timestamp,
-                    item.metadata, version, item.file, item.line,
-                ),
-                size=len(item.text),
+                    position, partition, item.id, item.timestamp, version, item.file, item.line,
+                    read_at,
+                )
             )  # fmt: skip
         elif partition in known:
-            elsewhere.add((position, item.id, item.timestamp, version))
+            elsewhere.add((position, item.id, item.timestamp, version, item.file, item.line))
         else:
             reason = RefusalReason.outside_partitions.value
             detail = f"its time {timestamp} is before the first or after the last partition"
@@ -201,7 +211,7 @@ def _spool(
     return progress.done
 
 
-_RANKED_COLUMNS = ("position", "id", "timestamp", "version")
+_RANKED_COLUMNS = ("position", "id", "timestamp", "version", "file", "line")
 
 
 class _Spool:
@@ -210,13 +220,11 @@ class _Spool:
     def __init__(self, database: Scratch, table: str, schema: pa.Schema) -> None:
         self._database, self._table, self._schema = database, table, schema
         self._rows: list[tuple[Any, ...]] = []
-        self._size = 0
         database.create(table, schema)
 
-    def add(self, row: tuple[Any, ...], size: int = 0) -> None:
+    def add(self, row: tuple[Any, ...]) -> None:
         self._rows.append(row)
-        self._size += size
-        if len(self._rows) >= _ROWS_PER_BATCH or self._size >= _CHARACTERS_PER_BATCH:
+        if len(self._rows) >= _ROWS_PER_BATCH:
             self.flush()
 
     def flush(self) -> None:
@@ -227,7 +235,28 @@ class _Spool:
                 for column, field in zip(columns, self._schema, strict=True)
             ]
             self._database.insert(self._table, pa.table(arrays, schema=self._schema))
-        self._rows, self._size = [], 0
+        self._rows = []
+
+
+def _with_contents(
+    records: Iterable[pa.RecordBatch], contents: Contents
+) -> Iterator[pa.RecordBatch]:
+    """Completes records to `partition` and the columns of `artifacts.DOCUMENTS`, bit by bit."""
+    for batch in records:
+        start, rows, size = 0, [], 0
+        for end, position in enumerate(batch["position"].to_pylist(), start=1):
+            rows.append(contents.get(position))
+            size += len(rows[-1][_CONTENTS.index("text")])
+            if size >= _CHARACTERS_PER_BATCH or end == len(batch):
+                columns = dict(zip(_CONTENTS, zip(*rows, strict=True), strict=True))
+                piece = batch.slice(start, end - start)
+                yield pa.record_batch(
+                    {
+                        name: columns[name] if name in columns else piece[name]
+                        for name in ("partition", *files.DOCUMENTS.names)
+                    }
+                )
+                start, rows, size = end, [], 0
 
 
 def _quarantine_duplicates(database: Scratch) -> None:
@@ -244,7 +273,8 @@ def _quarantine_duplicates(database: Scratch) -> None:
         ), repeated AS (
             SELECT id FROM everything GROUP BY id HAVING count(*) > 1
         )
-        SELECT position, first_value(position) OVER ranked AS winner
+        SELECT position,
+               first_value(file || ' line ' || line) OVER ranked AS winner
         FROM everything SEMI JOIN repeated USING (id)
         WINDOW ranked AS (
             PARTITION BY id ORDER BY timestamp DESC NULLS LAST, version DESC, position
@@ -256,9 +286,8 @@ def _quarantine_duplicates(database: Scratch) -> None:
         """
         INSERT INTO refusals
         SELECT r.partition, $reason, r.id, r.file, r.line,
-               'another record has this id: ' ||
-               coalesce(w.file || ' line ' || w.line, 'in a partition outside this run')
-        FROM losers JOIN records r USING (position) LEFT JOIN records w ON w.position = winner
+               'another record has this id: ' || winner
+        FROM losers JOIN records r USING (position)
         """,
         reason=RefusalReason.duplicate_id.value,
     )
@@ -266,29 +295,61 @@ def _quarantine_duplicates(database: Scratch) -> None:
 
 def _retain(
     database: Scratch,
+    contents: Contents,
     artifacts: ArtifactStore,
     collection: str,
-    partition: str,
+    partitions: Sequence[str],
     broken_files: list[str],
 ) -> int:
     """Keeps the known documents of files that cannot be read now: unreadable is not deleted."""
-    key = files.documents_key(collection, partition)
-    if not artifacts.exists(key):
-        return 0
-    with artifacts.reading(key) as previous:
-        return database.changed(
-            f"""
-            INSERT INTO records
-            SELECT -1, $partition, {", ".join(files.DOCUMENTS.names)}
-            FROM read_parquet($previous) p
-            WHERE file IN (SELECT unnest($broken))
-              AND NOT EXISTS (SELECT 1 FROM records r WHERE r.id = p.id)
-              AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = p.id)
-            """,
-            partition=partition,
-            previous=str(previous),
-            broken=broken_files,
+    database.create("known_documents", _RECORDS)
+    for partition in partitions:
+        key = files.documents_key(collection, partition)
+        if artifacts.exists(key):
+            with artifacts.reading(key) as previous:
+                database.execute(
+                    f"""
+                    INSERT INTO known_documents
+                    SELECT 0, $partition, {", ".join(field.name for field in _SHORT)}
+                    FROM read_parquet($previous)
+                    WHERE file IN (SELECT unnest($broken))
+                    """,
+                    partition=partition,
+                    previous=str(previous),
+                    broken=broken_files,
+                )
+    # Of a document that had moved, only the place where it was seen last.
+    retained = database.changed(
+        """
+        INSERT INTO records
+        SELECT -row_number() OVER (), * EXCLUDE (position) FROM (
+            SELECT * FROM known_documents k
+            WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.id = k.id)
+              AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = k.id)
+              AND NOT EXISTS (SELECT 1 FROM refusals f WHERE f.document_id = k.id)
+            QUALIFY row_number() OVER (PARTITION BY id ORDER BY read_at DESC, partition DESC) = 1
         )
+        """
+    )
+    for partition in partitions:
+        positions = dict(
+            database.rows(
+                "SELECT id, position FROM records WHERE position < 0 AND partition = $partition",
+                partition=partition,
+            )
+        )
+        if positions:
+            with artifacts.reading(files.documents_key(collection, partition)) as previous:
+                for document in _rows_of(previous, ["id", *_CONTENTS]):
+                    if (position := positions.get(document.pop("id"))) is not None:
+                        contents.put(position, **document)
+    return retained
+
+
+def _rows_of(parquet: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(parquet) as file:
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield from batch.to_pylist()
 
 
 def _replace_documents(
@@ -297,12 +358,10 @@ def _replace_documents(
     collection: str,
     partition: str,
     rows: Iterable[pa.RecordBatch],
-    read_at: str,
 ) -> dict[str, int]:
     key = files.documents_key(collection, partition)
-    schema = files.DOCUMENTS.with_metadata({"read_at": read_at})
     with artifacts.writing(key) as path:
-        documents = files.write_parquet(path, schema, rows)
+        documents = files.write_parquet(path, files.DOCUMENTS, rows)
         if not artifacts.exists(key):
             added, changed, unchanged, deleted = documents, 0, 0, 0
         else:
@@ -347,13 +406,15 @@ def _write_unplaced_quarantine(
     collection: str,
     read_periods: Sequence[tuple[datetime, datetime]] | None,
 ) -> None:
-    """Replaces what is known of the files that were read; entries of other files stay."""
-    read = pa.table({"file": pa.array([f.path for f in source.files(read_periods)], pa.string())})
-    database.create("files_read", read.schema)
-    database.insert("files_read", read)
+    """Replaces what is known of the files that were read, and of those that are gone."""
     key = files.documents_quarantine_key(collection, None)
+    unread: set[str] = set()
+    if read_periods is not None and artifacts.exists(key):
+        # Only then is it worth to list the files of the other periods too.
+        read = {file.path for file in source.files(read_periods)}
+        unread = {file.path for file in source.files()} - read
     fresh = "SELECT * EXCLUDE (partition) FROM refusals WHERE partition IS NULL"
-    _merge_quarantine(database, artifacts, key, fresh, {}, keep_unread_files=True)
+    _merge_quarantine(database, artifacts, key, fresh, {}, keep_files=unread)
 
 
 def _merge_quarantine(
@@ -363,9 +424,12 @@ def _merge_quarantine(
     fresh: str,
     parameters: dict[str, Any],
     *,
-    keep_unread_files: bool = False,
+    keep_files: Iterable[str] = (),
 ) -> int:
-    """Writes the fresh refusals; those that were there before count one attempt more."""
+    """Writes the fresh refusals; those that were there before count one attempt more.
+
+    Known entries of `keep_files` stay as they are.
+    """
     there_before = artifacts.exists(key)
     database.create("known", files.QUARANTINE)
     if there_before:
@@ -383,10 +447,10 @@ def _merge_quarantine(
         """,
         **parameters,
     )
-    if keep_unread_files:
-        database.execute(
-            "INSERT INTO merged SELECT known.* FROM known ANTI JOIN files_read USING (file)"
-        )
+    database.execute(
+        "INSERT INTO merged SELECT * FROM known WHERE file IN (SELECT unnest($kept::VARCHAR[]))",
+        kept=list(keep_files),
+    )
     entries = database.row("SELECT count(*) FROM merged")[0]
     if entries or there_before:
         with artifacts.writing(key) as path:

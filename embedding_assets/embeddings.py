@@ -270,31 +270,30 @@ def embed_each(
         a sentence for the quarantine.
 
     Raises:
-        EmbeddingError: the embedder failed for each of several texts: then not they are at fault.
+        EmbeddingError: the embedder also fails for a harmless text: then not these are at fault.
     """
     dimension = embedder.space.dimension
     vectors = np.zeros((len(texts), dimension), dtype=np.float32)
     tokens = np.zeros(len(texts), dtype=np.int32)
     truncated = np.zeros(len(texts), dtype=np.int32)
     errors: list[tuple[str, str] | None] = [None] * len(texts)
-    raised: list[EmbeddingError] = []
-    succeeded = 0
+    failed_in_a_row = 0
 
     def embed(start: int, end: int) -> None:
-        nonlocal succeeded
+        nonlocal failed_in_a_row
         try:
             result = embedder.embed(texts[start:end])
         except EmbeddingError as error:
             if error.stage in _NO_TEXT_AT_FAULT:
                 raise
             if end - start == 1:
-                raised.append(error)
+                if failed_in_a_row % _DOUBT_AFTER == 0:
+                    embedder.embed([_HARMLESS_TEXT])
+                failed_in_a_row += 1
                 errors[start] = ("embedding_failed", str(error)[:200])
-                if len(raised) >= _GIVE_UP_AFTER and not succeeded:
-                    raise
                 return
         else:
-            succeeded += end - start
+            failed_in_a_row = 0
             vectors[start:end] = result.vectors
             tokens[start:end] = result.tokens
             truncated[start:end] = result.truncated_tokens
@@ -305,8 +304,6 @@ def embed_each(
         embed(middle, end)
 
     embed(0, len(texts))
-    if len(texts) > 1 and not succeeded:
-        raise raised[0]
     for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
         if errors[row] is None:
             norm = float(np.linalg.norm(vectors[row]))
@@ -316,8 +313,10 @@ def embed_each(
 
 
 _NO_TEXT_AT_FAULT = ("resolve", "load", "compile", "self-check")
-_GIVE_UP_AFTER = 8
-"""If the first texts all fail one by one, the model is broken, not the texts."""
+_HARMLESS_TEXT = "A short text that every model can embed."
+_DOUBT_AFTER = 8
+"""At the first failure, and again after so many in a row, a harmless text tells whether the texts
+are at fault or the embedder."""
 
 
 def _vector_rows(hashes: pa.Array, vectors: np.ndarray) -> pa.RecordBatch:

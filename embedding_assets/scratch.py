@@ -1,6 +1,7 @@
 """A throw-away DuckDB for sorts, joins and counts over Parquet files larger than memory."""
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-MEMORY_LIMIT = "512MB"
-"""What DuckDB may hold before it spills to disk."""
+from resources.leftovers import owner, remove_leftovers
+
+_PREFIX = "embedding-assets-"
+MEMORY_LIMIT = "256MB"
+"""What DuckDB may hold before it spills to disk. A sort needs about that much for each thread."""
 
 
 class Scratch:
@@ -23,6 +27,7 @@ class Scratch:
             ":memory:",
             config={
                 "memory_limit": MEMORY_LIMIT,
+                "threads": "1",
                 "temp_directory": str(folder / "spill"),
                 "python_enable_replacements": "false",
                 "preserve_insertion_order": "false",
@@ -68,10 +73,41 @@ class Scratch:
         self._database.close()
 
 
+class Contents:
+    """The long columns of documents, by number, on disk.
+
+    DuckDB handles 2,048 rows at once, however long, and its sorts run out of memory over texts of
+    10 kB. So only what is short is sorted there, and texts are fetched one by one from here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._database = sqlite3.connect(folder / "contents.sqlite", isolation_level=None)
+        for statement in (
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            "CREATE TABLE contents (number INTEGER PRIMARY KEY, title, text, metadata)",
+            "BEGIN",
+        ):
+            self._database.execute(statement)
+
+    def put(self, number: int, title: str, text: str, metadata: str) -> None:
+        row = (number, title, text, metadata)
+        self._database.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", row)
+
+    def get(self, number: int) -> tuple[str, str, str]:
+        return self._database.execute(
+            "SELECT title, text, metadata FROM contents WHERE number = ?", (number,)
+        ).fetchone()
+
+    def close(self) -> None:
+        self._database.close()
+
+
 @contextmanager
 def scratch() -> Iterator[Scratch]:
     """Opens a scratch database with a folder of its own; both are gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="embedding-assets-"))
+    remove_leftovers(Path(tempfile.gettempdir()), _PREFIX, ".*")
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{owner()}."))
     database = None
     try:
         database = Scratch(folder)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from resources.document_source import FileFormat
+from resources.document_source.files import PLACEHOLDERS
 
 PROJECT_ROOT = Path(__file__).parent.parent
 
@@ -122,6 +123,13 @@ class EvaluationSettings(Settings):
         default=0.0, ge=0, le=1, description="The check retrieval_quality fails below this."
     )
 
+    @field_validator("queries", "qrels")
+    @classmethod
+    def _path_is_given(cls, path: str, info: ValidationInfo) -> str:
+        if not path.strip():
+            raise ValueError(f"evaluation.{info.field_name} must name a file; it is empty")
+        return path
+
 
 class CheckSettings(Settings):
     min_chunks_per_second: float = Field(
@@ -207,4 +215,7 @@ def _located(path: str, beside: Path) -> str:
     local = Path(path).expanduser()
     if local.is_absolute():
         return str(local)
-    return str(beside / local) if any(beside.glob(path)) else str(PROJECT_ROOT / local)
+    for placeholder, pattern in PLACEHOLDERS.items():
+        path = path.replace(placeholder, pattern)
+    is_beside = (beside / local).exists() or any(beside.glob(path))
+    return str((beside if is_beside else PROJECT_ROOT) / local)

@@ -74,6 +74,8 @@ class IndexUpdate:
         self.database = database
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
+        self.documents_missing = 0
+        """Documents that are not in the index, and in no quarantine either."""
 
     def begin(self, partitions: Sequence[str]) -> None:
         """Finds the rows that are there, and documents that more than one partition claims."""
@@ -122,6 +124,15 @@ class IndexUpdate:
                 """,
                 **{k: paths[k] for k in ("chunks", "vectors", "partition")},
             )
+            # Those of this partition, in the index or not: no older version of them may remain.
+            database.execute(
+                """
+                CREATE OR REPLACE TABLE owned AS
+                SELECT id AS document_id FROM read_parquet($documents)
+                WHERE id NOT IN (SELECT document_id FROM superseded WHERE partition = $partition)
+                """,
+                **{k: paths[k] for k in ("documents", "partition")},
+            )
             database.execute(
                 f"""
                 CREATE OR REPLACE TABLE wanted AS
@@ -145,7 +156,7 @@ class IndexUpdate:
                     """
                     SELECT chunk_id FROM stored
                     WHERE (partition = $partition
-                           OR document_id IN (SELECT document_id FROM wanted))
+                           OR document_id IN (SELECT document_id FROM owned))
                       AND chunk_id NOT IN (SELECT chunk_id FROM wanted)
                     """,
                     partition=partition,
@@ -157,14 +168,40 @@ class IndexUpdate:
             (rows,) = database.row("SELECT count(*) FROM wanted")
             (written,) = database.row("SELECT count(*) FROM new_rows")
             (withheld,) = database.row("SELECT count(*) FROM withheld")
+            self._count_unexplained(partition)
             if written or removed:
                 self._commit(partition, removed, paths)
+            # These rows are settled. Kept, they would be removed once more with the partition that
+            # a document moved away from.
+            database.execute(
+                "DELETE FROM stored WHERE partition = $partition "
+                "OR document_id IN (SELECT document_id FROM owned)",
+                partition=partition,
+            )
         return {
             "rows": rows,
             "rows_written": written,
             "rows_removed": len(removed),
             "documents_withheld": withheld,
         }
+
+    def _count_unexplained(self, partition: str) -> None:
+        """Counts documents that are not in the index though no quarantine says why.
+
+        That happens when an asset in between was not materialized after the documents.
+        """
+        self.database.create("refused", files.QUARANTINE)
+        key = files.embeddings_quarantine_key(self.collection, partition)
+        if self._artifacts.exists(key):
+            with self._artifacts.reading(key) as quarantine:
+                self.database.execute(
+                    "INSERT INTO refused FROM read_parquet($path)", path=str(quarantine)
+                )
+        (documents,) = self.database.row(
+            "SELECT count(*) FROM owned ANTI JOIN wanted USING (document_id) "
+            "ANTI JOIN refused USING (document_id)"
+        )
+        self.documents_missing += documents
 
     def differences(self) -> tuple[int, int, int]:
         """Reads the partitions back from the store and compares them with what ought to be there.
@@ -231,16 +268,16 @@ class IndexUpdate:
     def _find_claims(self) -> None:
         """Decides about documents that moved from one partition to another.
 
-        A document belongs to the partition whose documents were read last. In other partitions of
+        A document belongs to the partition in which it was seen last. In other partitions of
         this run it is left out; its rows in partitions outside this run are removed with the
-        commit of its own partition, and if one of those was read later, it is left out here.
+        commit of its own partition, and if it was seen later in one of those, it is left out here.
         """
         database = self.database
-        strings = ("document_id", "partition", "read_at")
-        database.create("claims", pa.schema([(name, pa.string()) for name in strings]))
+        claims = [("document_id", pa.string()), ("partition", pa.string())]
+        database.create("claims", pa.schema([*claims, files.DOCUMENTS.field("read_at")]))
         for partition in self.partitions:
             self._insert_claims(partition)
-        elsewhere = pa.schema([("document_id", pa.string()), ("partition", pa.string())])
+        elsewhere = pa.schema(claims)
         database.create("elsewhere", elsewhere)
         for batch in self.store.scan(
             self.collection, self.space, elsewhere.names, not_partitions=self.partitions
@@ -274,11 +311,9 @@ class IndexUpdate:
 
     def _insert_claims(self, partition: str) -> None:
         with self._reading(files.documents_key, partition) as documents:
-            read_at = (pq.read_schema(documents).metadata or {}).get(b"read_at", b"").decode()
             self.database.execute(
-                "INSERT INTO claims SELECT id, $partition, $read_at FROM read_parquet($path)",
+                "INSERT INTO claims SELECT id, $partition, read_at FROM read_parquet($path)",
                 partition=partition,
-                read_at=read_at,
                 path=str(documents),
             )
 

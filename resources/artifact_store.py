@@ -1,9 +1,8 @@
 """Where assets leave their Parquet files for each other."""
 
-import os
 import shutil
-import socket
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import Any
 
 import dagster as dg
 import fsspec
-import psutil
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
+
+from resources.leftovers import owner, remove_leftovers
 
 
 class ArtifactNotFoundError(FileNotFoundError):
@@ -76,8 +76,10 @@ class FileArtifactStore(ArtifactStore):
         if self._is_local:
             target = Path(self._location(key))
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(target)
-            temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+            # Of all files beside it: some of them are written only when they change.
+            remove_leftovers(target.parent, ".*.", ".tmp")
+            thread = threading.get_ident()
+            temporary = target.with_name(f".{target.name}.{owner()}.{thread}.tmp")
             try:
                 yield temporary
                 temporary.replace(target)
@@ -107,12 +109,3 @@ class FileArtifactStore(ArtifactStore):
 
     def _location(self, key: str) -> str:
         return f"{self._filesystem_and_root[1].rstrip('/')}/{key}"
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Removes what killed processes of this machine left when they were writing `target`."""
-    prefix, suffix = f".{target.name}.{socket.gethostname()}.", ".tmp"
-    for leftover in target.parent.glob(f"{prefix}*{suffix}"):
-        pid = leftover.name.removeprefix(prefix).removesuffix(suffix)
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            leftover.unlink(missing_ok=True)

@@ -126,6 +126,8 @@ def decode_vectors(values: pa.Array, dimension: int) -> tuple[np.ndarray, np.nda
         values.offset : values.offset + len(values) + 1
     ]
     right_size = np.diff(offsets) == dimension * 4
+    if values.null_count:  # what a null's bytes are, Arrow does not say
+        right_size &= values.is_valid().to_numpy(zero_copy_only=False)
     data = values.buffers()[2]
     if right_size.all() and len(values):
         flat = np.frombuffer(data, dtype="<f4", count=len(values) * dimension, offset=offsets[0])

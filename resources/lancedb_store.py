@@ -1,10 +1,11 @@
 """The vector store in a LanceDB folder: embedded, one commit a replacement."""
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,29 @@ from resources.vector_store import SearchHit, VectorStore, row_schema
 _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
 # Every commit adds a fragment; merging them on each commit would cost more than it gains.
 _SMALL_FRAGMENTS = 100
+_READ_AHEAD_BYTES = 32 * 2**20
 _HIT_COLUMNS = [
     "chunk_id", "document_id", "title", "text",
     "span_start", "span_end", "partition", "timestamp", "metadata",
 ]  # fmt: skip
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_empty_context(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Calls LanceDB without the caller's context variables.
+
+    It may keep them until the process ends, and Dagster's hold everything of the run: memory that
+    is never freed, and complaints of DuckDB at exit.
+    """
+
+    @wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return contextvars.Context().run(method, *args, **kwargs)
+
+    return call
 
 
 class LanceDBVectorStore(VectorStore):
@@ -31,15 +51,12 @@ class LanceDBVectorStore(VectorStore):
         default=120.0, description="Seconds to retry a commit that conflicts with other writers."
     )
 
+    @_in_empty_context
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:
         schema = row_schema(space)
         key = schema.field("chunk_id").with_metadata(_KEY_METADATA)
         schema = schema.set(0, key).with_metadata({"embedding_space": space.to_json()})
-        _without_context(
-            lambda: self._database.create_table(
-                _table_name(collection, space), schema=schema, exist_ok=True
-            )
-        )
+        self._database.create_table(_table_name(collection, space), schema=schema, exist_ok=True)
 
     def scan(
         self,
@@ -50,16 +67,28 @@ class LanceDBVectorStore(VectorStore):
         partitions: Sequence[str] | None = None,
         not_partitions: Sequence[str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
+        yield from self._reader(collection, space, columns, partitions, not_partitions)
+
+    @_in_empty_context
+    def _reader(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        columns: Sequence[str],
+        partitions: Sequence[str] | None,
+        not_partitions: Sequence[str] | None,
+    ) -> Iterable[pa.RecordBatch]:
         table = self._open(collection, space)
-        if table is None:
-            return
+        if table is None or (partitions is not None and not len(partitions)):
+            return ()
         query = table.search().select(list(columns))
         if partitions is not None:
             query = query.where(f"partition IN ({_literals(partitions)})")
-        elif not_partitions is not None:
+        elif not_partitions is not None and len(not_partitions):
             query = query.where(f"partition NOT IN ({_literals(not_partitions)})")
-        yield from query.to_batches()
+        return query.to_batches()
 
+    @_in_empty_context
     def replace(
         self,
         collection: str,
@@ -82,6 +111,7 @@ class LanceDBVectorStore(VectorStore):
             merge = merge.when_not_matched_by_source_delete(" OR ".join(conditions))
         merge.execute(rows, timeout=timedelta(seconds=self.commit_timeout))
 
+    @_in_empty_context
     def maintain(self, collection: str, space: EmbeddingSpace) -> None:
         table = self._open(collection, space)
         if table is None:
@@ -89,6 +119,7 @@ class LanceDBVectorStore(VectorStore):
         if table.stats()["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
             table.optimize()
 
+    @_in_empty_context
     def search(
         self, collection: str, space: EmbeddingSpace, vector: np.ndarray, k: int
     ) -> list[SearchHit]:
@@ -110,6 +141,7 @@ class LanceDBVectorStore(VectorStore):
             for row in found.to_pylist()
         ]
 
+    @_in_empty_context
     def count(self, collection: str, space: EmbeddingSpace) -> int:
         table = self._open(collection, space)
         return 0 if table is None else table.count_rows()
@@ -119,6 +151,8 @@ class LanceDBVectorStore(VectorStore):
 
     @cached_property
     def _database(self) -> Any:
+        # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
+        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
         import lancedb
 
         return lancedb.connect(self.uri)
@@ -126,22 +160,11 @@ class LanceDBVectorStore(VectorStore):
     def _open(self, collection: str, space: EmbeddingSpace) -> Any:
         """The table at its newest version, or None."""
         try:
-            return _without_context(
-                lambda: self._database.open_table(_table_name(collection, space))
-            )
+            return self._database.open_table(_table_name(collection, space))
         except (ValueError, FileNotFoundError) as error:
             if "not found" not in str(error).lower():
                 raise
             return None
-
-
-def _without_context(function: Callable[[], Any]) -> Any:
-    """Calls LanceDB without the caller's context variables.
-
-    Its background thread keeps them until the process ends, and Dagster's hold everything of the
-    run: memory that is never freed, and complaints of DuckDB at exit.
-    """
-    return contextvars.Context().run(function)
 
 
 def _table_name(collection: str, space: EmbeddingSpace) -> str:

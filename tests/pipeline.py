@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from tests.fakes import CountingEmbedder
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+
+
+@lru_cache
+def _instance() -> dg.DagsterInstance:
+    """One for all tests that look at no instance: to make one takes as long as a small run."""
+    return dg.DagsterInstance.ephemeral()
 
 
 @dataclass
@@ -79,7 +86,8 @@ class Pipeline:
                 "dagster/asset_partition_range_start": first,
                 "dagster/asset_partition_range_end": last,
             },
-            instance=instance or dg.DagsterInstance.ephemeral(),
+            instance=instance or _instance(),
+            run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
             raise_on_error=raise_on_error,
         )
 
@@ -114,18 +122,30 @@ class Pipeline:
         return pa.concat_tables(tables).to_pylist() if tables else []
 
 
-def numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
-    """The metadata of an asset's materialisations, numbers summed over the partitions."""
-    total: dict[str, Any] = {}
+def per_partition(
+    result: dg.ExecuteInProcessResult, asset: str
+) -> dict[str | None, dict[str, Any]]:
+    """The metadata of an asset's materialisations by partition, as Dagster shows it."""
+    found: dict[str | None, dict[str, Any]] = {}
     for event in result.all_events:
         if not event.is_step_materialization:
             continue
         materialization = event.step_materialization_data.materialization
-        if materialization.asset_key.path[-1] != asset:
-            continue
-        for key, value in materialization.metadata.items():
-            if isinstance(value.value, int | float):
-                total[key] = total.get(key, 0) + value.value
+        if materialization.asset_key.path[-1] == asset:
+            # A slow partition is recorded at once, and again at the end of the step.
+            found[materialization.partition] = {
+                key: value.value for key, value in materialization.metadata.items()
+            }
+    return found
+
+
+def numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    """The numbers in the metadata of an asset's materialisations, summed over the partitions."""
+    total: dict[str, Any] = {}
+    for metadata in per_partition(result, asset).values():
+        for key, value in metadata.items():
+            if isinstance(value, int | float):
+                total[key] = total.get(key, 0) + value
     return total
 
 

@@ -94,13 +94,8 @@ def run_python(program: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def default_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
-def default(default_cache) -> LocalEmbedder:
-    return LocalEmbedder(model_cache=str(default_cache), device="cpu", precision="fp32")
+def default(model_cache) -> LocalEmbedder:
+    return LocalEmbedder(model_cache=str(model_cache), device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +123,10 @@ def test_default_model_equals_sentence_transformers_on_real_texts(default, real_
     assert (batch.truncated_tokens > 0).any()
 
 
-def test_default_model_in_bf16_is_near_sentence_transformers(default_cache, default, real_texts):
+def test_default_model_in_bf16_is_near_sentence_transformers(model_cache, default, real_texts):
     if not openvino_model._processor()[1]:
         pytest.skip("this processor has no bf16")
-    embedder = LocalEmbedder(model_cache=str(default_cache), device="cpu", precision="bf16")
+    embedder = LocalEmbedder(model_cache=str(model_cache), device="cpu", precision="bf16")
     batch = embedder.embed(real_texts)
     assert "in bf16" in embedder.describe()
     assert cosines(batch.vectors, reference(default, real_texts)).min() >= 0.9999

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 import os
 import shutil
 import subprocess
@@ -273,6 +274,9 @@ class OpenVINOModel:
                 inputs = {name: padded[name] for name in self._manifest.inputs}
                 self._queue.start_async(inputs, rows)
             self._queue.wait_all()
+            # The queue must not keep the vectors, nor a function (and with it this module) until
+            # the process ends: a builtin that does nothing takes the place of `copy_out`.
+            self._queue.set_callback(operator.is_)
         except Exception as error:
             # OpenVINO 2026.4 keeps shapes of the failed batch and fails on the next: load it anew.
             self._queue = None

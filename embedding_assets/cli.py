@@ -1,0 +1,185 @@
+"""`embedding-assets`: what Dagster's own command line does not do - search and evaluate."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Search and evaluate the collections of this project. "
+    "To build them use Dagster: `dagster dev -w workspace.yaml`, or `dagster asset materialize`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
+_SNIPPET = 160
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def main() -> None:
+    app()
+
+
+@app.command()
+def collections(as_json: AsJson = False) -> None:
+    """List the collections, and what their indexes hold."""
+    from embedding_assets.component import load_collections
+
+    with _errors_for_people():
+        rows = []
+        for name, loaded in load_collections().items():
+            space = loaded.resources.embedder.space
+            rows.append(
+                {
+                    "collection": name,
+                    "source": loaded.settings.source.path,
+                    "model": space.model,
+                    "embedding_space": space.id,
+                    "chunks": loaded.resources.store.count(name, space),
+                }
+            )
+    _print(rows, as_json, "Collections")
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="The collection; may be left out if there is one."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Find the chunks nearest to a text."""
+    from embedding_assets.search import search as search_index
+
+    with _errors_for_people():
+        name, loaded = _collection(collection)
+        hits = search_index(name, loaded.resources, text, k)
+    if as_json:
+        _print([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
+        return
+    table = Table(title=f"{name}: {text}", title_justify="left", show_lines=True)
+    for column, options in (
+        ("score", {"justify": "right"}),
+        ("document", {"no_wrap": True}),
+        ("span", {"justify": "right"}),
+        ("text", {}),
+    ):
+        table.add_column(column, **options)  # pyright: ignore[reportArgumentType]
+    for hit in hits:
+        snippet = " ".join(hit.text.split())
+        if len(snippet) > _SNIPPET:
+            snippet = snippet[:_SNIPPET] + "…"
+        table.add_row(
+            f"{hit.score:.3f}",
+            hit.document_id,
+            f"{hit.span_start}-{hit.span_end}",
+            f"[bold]{_plain(hit.title)}[/bold]\n{_plain(snippet)}",
+        )
+    _console.print(table)
+
+
+@app.command()
+def evaluate(
+    collection: Annotated[str, typer.Argument(help="The collection.")],
+    queries: Annotated[
+        Path | None,
+        typer.Option(help='JSON Lines: {"_id": ..., "text": ...}. Default: the collection\'s own.'),
+    ] = None,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(help="TSV: query id, document id, relevance. Default: the collection's own."),
+    ] = None,
+    per_query: Annotated[
+        Path | None, typer.Option(help="Write the figures of each query to this JSON Lines file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
+    from embedding_assets.checks import evaluate_collection
+
+    with _errors_for_people():
+        name, loaded = _collection(collection)
+        own = loaded.settings.evaluation
+        queries = queries or (own and Path(own.queries))
+        qrels = qrels or (own and Path(own.qrels))
+        if queries is None or qrels is None:
+            raise LookupError(
+                f"Collection '{name}' has no 'evaluation' in its YAML: give --queries and --qrels."
+            )
+        with _console.status("Searching …") if _is_terminal(as_json) else _nothing():
+            result = evaluate_collection(name, loaded.resources, queries, qrels)
+        if per_query is not None:
+            lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
+            per_query.write_text("".join(lines))
+    row = {
+        "collection": name,
+        "ndcg_at_10": round(result.ndcg_at_10, 5),
+        "recall_at_10": round(result.recall_at_10, 5),
+        "queries": result.queries,
+    }
+    _print([row], as_json, "Retrieval quality")
+
+
+def _collection(name: str | None) -> tuple[str, Any]:
+    from embedding_assets.component import load_collections
+
+    available = load_collections()
+    names = ", ".join(available) or "none"
+    if name is None:
+        if len(available) != 1:
+            raise LookupError(f"Name one with --collection. Collections: {names}.")
+        return next(iter(available.items()))
+    if name not in available:
+        raise LookupError(f"There is no collection '{name}'. Collections: {names}.")
+    return name, available[name]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
+    if as_json:
+        json.dump(rows, sys.stdout, indent=2, default=str, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_plain(str(value)) for value in row.values()))
+    _console.print(table)
+
+
+def _plain(text: str) -> str:
+    """Text of documents is not markup of ours, nor may it steer the terminal."""
+    from rich.markup import escape
+
+    return escape("".join(c for c in text if c.isprintable() or c == "\n"))
+
+
+def _is_terminal(as_json: bool) -> bool:
+    return _console.is_terminal and not as_json
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """A mistake that a user can make ends in one sentence, not in a traceback."""
+    try:
+        yield
+    except (LookupError, ValueError, OSError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.secho(f"Error: {message}", fg="red", err=True)
+        raise typer.Exit(1) from error

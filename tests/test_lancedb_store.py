@@ -1,0 +1,338 @@
+"""The LanceDB store: one commit a replacement, never a duplicate, the best hit first."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from resources import lancedb_store
+from resources.content_identity import HASH_BYTES
+from resources.embedding_space import EmbeddingSpace
+from resources.lancedb_store import LanceDBVectorStore
+from resources.vector_store import row_schema
+from tests.fakes import fake_vector
+
+PROJECT = Path(__file__).parents[1]
+SPACE = EmbeddingSpace("fake", "a", "", 16, 256, True)
+OTHER = dataclasses.replace(SPACE, model="b")
+SCHEMA = row_schema(SPACE)
+NAME = "corpus"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LanceDBVectorStore:
+    return LanceDBVectorStore(uri=str(tmp_path / "vectors"))
+
+
+def batch(ids: Sequence[str], partition: str = "p", text: str = "text") -> pa.RecordBatch:
+    values = [
+        {
+            "chunk_id": chunk,
+            "document_id": f"d-{chunk}",
+            "document_version": bytes(HASH_BYTES),
+            "content_hash": bytes(HASH_BYTES),
+            "chunk_number": 0,
+            "span_start": 0,
+            "span_end": len(text),
+            "partition": partition,
+            "title": "",
+            "context": "",
+            "text": text,
+            "timestamp": None,
+            "metadata": "{}",
+            "vector": fake_vector(chunk, 16),
+        }
+        for chunk in ids
+    ]
+    return pa.RecordBatch.from_pylist(values, schema=SCHEMA)
+
+
+def reader(*batches: pa.RecordBatch) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(SCHEMA, iter(batches))
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"c{number:05}" for number in numbers]
+
+
+def rows(store: LanceDBVectorStore, space: EmbeddingSpace = SPACE, **which: Any) -> dict[str, Any]:
+    """Column `text` by chunk id; fails if an id is there twice."""
+    batches = store.scan(NAME, space, ["chunk_id", "text"], **which)
+    found = [(row["chunk_id"], row["text"]) for b in batches for row in b.to_pylist()]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def version(store: LanceDBVectorStore) -> int:
+    return store._open(NAME, SPACE).version
+
+
+# --- replace
+
+
+def test_replace_inserts_updates_and_removes_in_one_commit(store):
+    store.replace(NAME, SPACE, reader(batch(ids(*range(10))), batch(ids(20, 21), "q")))
+    before = version(store)
+    store.replace(
+        NAME,
+        SPACE,
+        reader(batch(ids(0, 1, 20), text="new"), batch(ids(30), text="new")),
+        remove_chunk_ids=ids(21),
+        remove_rest_of_partition="p",
+    )
+    assert version(store) == before + 1
+    assert rows(store) == dict.fromkeys(ids(0, 1, 20, 30), "new")
+
+
+def test_each_kind_of_replace_is_one_commit(store):
+    store.create_table(NAME, SPACE)
+    calls: list[dict[str, Any]] = [
+        {"rows": reader(batch(ids(*range(100))))},
+        {"rows": reader(*(batch(ids(i)) for i in range(100, 150)))},
+        {"rows": reader(), "remove_chunk_ids": ids(3, 4)},
+        {"rows": reader(batch(ids(1), text="new")), "remove_rest_of_partition": "p"},
+        {"rows": reader(), "remove_rest_of_partition": "p"},
+    ]
+    counts = [100, 150, 148, 1, 0]
+    for call, count in zip(calls, counts, strict=True):
+        before = version(store)
+        store.replace(NAME, SPACE, **call)
+        assert version(store) == before + 1
+        assert store.count(NAME, SPACE) == len(rows(store)) == count
+
+
+def test_rows_of_other_partitions_stay(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1, 2), "p"), batch(ids(3, 4), "q")))
+    store.replace(NAME, SPACE, reader(batch(ids(5), "p")), remove_rest_of_partition="p")
+    assert list(rows(store, partitions=["q"])) == ids(3, 4)
+    assert list(rows(store, partitions=["p"])) == ids(5)
+
+
+def test_a_row_both_written_and_named_for_removal_is_written(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1))))
+    store.replace(NAME, SPACE, reader(batch(ids(1), text="new")), remove_chunk_ids=ids(1))
+    assert rows(store) == dict.fromkeys(ids(1), "new")
+
+
+@pytest.mark.parametrize("good_batches", [0, 1, 20])
+def test_a_reader_that_fails_leaves_the_previous_rows_unchanged(store, good_batches):
+    store.replace(NAME, SPACE, reader(batch(ids(*range(100)))))
+    before = version(store)
+
+    def failing() -> Iterator[pa.RecordBatch]:
+        for number in range(good_batches):
+            yield batch(ids(*range(number * 90, number * 90 + 100)), text="new")
+        raise RuntimeError("the reader broke")
+
+    with pytest.raises(Exception, match="the reader broke"):
+        store.replace(
+            NAME,
+            SPACE,
+            pa.RecordBatchReader.from_batches(SCHEMA, failing()),
+            remove_rest_of_partition="p",
+        )
+    assert version(store) == before
+    assert rows(store) == dict.fromkeys(ids(*range(100)), "text")
+    (hit,) = store.search(NAME, SPACE, fake_vector(ids(7)[0], 16), 1)
+    assert (hit.chunk_id, hit.text) == (ids(7)[0], "text")
+
+
+HOSTILE_NAMES = [
+    "it's", "''", "' OR '1'='1", "'); DROP TABLE x; --", '"', "\\", "\\'", "%", "*", "`", "",
+    "line\nbreak", "NUL\x00inside", "Größe 日本語 🙂", "NULL", "2020-01-01", "partition", "$1", "?",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_any_partition_name_is_only_a_name(store, name):
+    store.replace(NAME, SPACE, reader(batch(ids(1, 2), name), batch(ids(3, 4), "other")))
+    assert list(rows(store, partitions=[name])) == ids(1, 2)
+    assert list(rows(store, not_partitions=[name])) == ids(3, 4)
+    store.replace(NAME, SPACE, reader(batch(ids(1), name)), remove_rest_of_partition=name)
+    assert sorted(rows(store)) == ids(1, 3, 4)
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=[name, "' OR '1'='1"])
+    assert sorted(rows(store)) == ids(1, 3, 4)
+
+
+def test_thousands_of_rows_are_removed_by_id(store):
+    store.replace(NAME, SPACE, reader(batch(ids(*range(2100)))))
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(*range(2000)))
+    assert sorted(rows(store)) == ids(*range(2000, 2100))
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x00b", "\x00", "Größe 日本語 🙂", "e\u0301", "\u2028", "x" * 100_000]
+)
+def test_text_and_vector_come_back_as_they_were(store, text):
+    written = batch(ids(1), text=text)
+    store.replace(NAME, SPACE, reader(written))
+    (found,) = store.scan(NAME, SPACE, SCHEMA.names)
+    assert found.to_pylist() == written.to_pylist()
+    (hit,) = store.search(NAME, SPACE, fake_vector("c00001", 16), 1)
+    assert hit.text == text
+
+
+# --- several processes
+
+
+UPSERT = """
+import multiprocessing, sys
+from tests.test_lancedb_store import NAME, SPACE, LanceDBVectorStore, batch, ids, reader
+
+def work(letter, start, uri):
+    store = LanceDBVectorStore(uri=uri)
+    import lancedb
+    for first in range(0, 300, 100):
+        start.wait()
+        store.replace(NAME, SPACE, reader(batch(ids(*range(first, first + 100)), text=letter)))
+
+fork = multiprocessing.get_context("fork")
+start = fork.Barrier(2)
+processes = [fork.Process(target=work, args=(letter, start, sys.argv[1])) for letter in "ab"]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(any(process.exitcode for process in processes))
+"""
+
+
+@pytest.mark.parametrize("table_exists", [True, False])
+def test_two_processes_that_write_the_same_new_keys_at_once_make_no_duplicates(store, table_exists):
+    if table_exists:
+        store.create_table(NAME, SPACE)
+    result = subprocess.run([sys.executable, "-c", UPSERT, store.uri], cwd=PROJECT, check=False)
+    assert result.returncode == 0
+    assert sorted(rows(store)) == ids(*range(300))
+    assert store.count(NAME, SPACE) == 300
+
+
+def test_the_key_column_is_declared_and_the_table_names_its_space(store):
+    store.create_table(NAME, SPACE)
+    schema = store._open(NAME, SPACE).schema
+    key = schema.field("chunk_id")
+    assert not key.nullable
+    assert key.metadata == {b"lance-schema:unenforced-primary-key": b"true"}
+    assert EmbeddingSpace.from_json(schema.metadata[b"embedding_space"].decode()) == SPACE
+
+
+WRITE_ONE = """
+import sys
+from tests.test_lancedb_store import NAME, SPACE, LanceDBVectorStore, batch, ids, reader
+
+LanceDBVectorStore(uri=sys.argv[1]).replace(NAME, SPACE, reader(batch(ids(2), text="new")))
+"""
+
+
+def test_a_reader_sees_what_another_process_committed(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1))))
+    assert len(store.search(NAME, SPACE, fake_vector("x", 16), 10)) == 1
+    subprocess.run([sys.executable, "-c", WRITE_ONE, store.uri], cwd=PROJECT, check=True)
+    assert sorted(rows(store)) == ids(1, 2)
+    assert store.count(NAME, SPACE) == 2
+    hit = store.search(NAME, SPACE, fake_vector("c00002", 16), 10)[0]
+    assert (hit.chunk_id, hit.text) == ("c00002", "new")
+
+
+# --- scan, count, search
+
+
+def test_a_table_that_does_not_exist_has_no_rows(store):
+    assert rows(store) == {}
+    assert rows(store, partitions=["p"]) == {}
+    assert store.count(NAME, SPACE) == 0
+    store.maintain(NAME, SPACE)
+
+
+def test_scan_streams_the_partitions_asked_for(store):
+    store.replace(NAME, SPACE, reader(*(batch(ids(i), f"p{i % 3}") for i in range(9))))
+    everything = ids(*range(9))
+    assert sorted(rows(store)) == everything
+    assert sorted(rows(store, partitions=["p1"])) == everything[1::3]
+    assert sorted(rows(store, partitions=["p1", "p2", "none"])) == sorted(
+        everything[1::3] + everything[2::3]
+    )
+    assert sorted(rows(store, not_partitions=["p1", "none"])) == sorted(
+        everything[0::3] + everything[2::3]
+    )
+    assert rows(store, partitions=[]) == {}
+    assert sorted(rows(store, not_partitions=[])) == everything
+
+
+def test_scan_has_no_limit_of_rows(store):
+    store.replace(NAME, SPACE, reader(batch(ids(*range(30_000)))))
+    batches = list(store.scan(NAME, SPACE, ["chunk_id"]))
+    assert sum(len(b) for b in batches) == 30_000
+    assert all(b.schema.names == ["chunk_id"] for b in batches)
+
+
+def test_search_returns_the_best_first_with_cosine_as_score(store):
+    chunks = ids(*range(500))
+    store.replace(NAME, SPACE, reader(batch(chunks)))
+    query = 3 * fake_vector("query", 16)  # the score does not depend on the query's norm
+    matrix = np.stack([fake_vector(chunk, 16) for chunk in chunks])
+    cosines = matrix @ query / np.linalg.norm(query)
+    best = np.argsort(-cosines)[:20]
+    hits = store.search(NAME, SPACE, query, 20)
+    assert [hit.chunk_id for hit in hits] == [chunks[i] for i in best]
+    assert [hit.score for hit in hits] == pytest.approx(cosines[best].tolist(), abs=1e-5)
+    assert hits[0].document_id == f"d-{hits[0].chunk_id}"
+    assert store.search(NAME, SPACE, -matrix[7], 500)[-1].score == pytest.approx(-1, abs=1e-5)
+
+
+def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1, 2, 3))))
+    assert len(store.search(NAME, SPACE, fake_vector("x", 16), 10)) == 3
+    store.replace(NAME, SPACE, reader(), remove_rest_of_partition="p")
+    assert store.search(NAME, SPACE, fake_vector("x", 16), 10) == []
+
+
+def test_search_without_a_table_says_what_to_materialize(store):
+    with pytest.raises(LookupError, match=r"Materialize 'corpus/vector_index' first"):
+        store.search(NAME, SPACE, fake_vector("x", 16), 3)
+
+
+def test_two_spaces_and_two_collections_are_separate_tables(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1))))
+    store.replace(NAME, OTHER, reader(batch(ids(2))))
+    store.replace("other", SPACE, reader(batch(ids(3))))
+    assert list(rows(store, SPACE)) == ids(1)
+    assert list(rows(store, OTHER)) == ids(2)
+    assert store.search("other", SPACE, fake_vector("x", 16), 9)[0].chunk_id == ids(3)[0]
+    with pytest.raises(LookupError):
+        store.search("other", OTHER, fake_vector("x", 16), 9)
+
+
+# --- maintain
+
+
+def test_maintain_never_changes_rows(store, monkeypatch):
+    for first in range(0, 120, 10):
+        store.replace(NAME, SPACE, reader(batch(ids(*range(first, first + 10)), f"p{first}")))
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(*range(0, 120, 7)))
+
+    def everything() -> list[dict[str, Any]]:
+        batches = store.scan(NAME, SPACE, SCHEMA.names)
+        found = itertools.chain.from_iterable(b.to_pylist() for b in batches)
+        return sorted(found, key=lambda row: row["chunk_id"])
+
+    before, version_before = everything(), version(store)
+    store.maintain(NAME, SPACE)
+    assert version(store) == version_before  # below the threshold nothing is done
+    monkeypatch.setattr(lancedb_store, "_SMALL_FRAGMENTS", 3)
+    store.maintain(NAME, SPACE)
+    assert version(store) > version_before
+    assert everything() == before
+    fragments = store._open(NAME, SPACE).stats()["fragment_stats"]
+    assert fragments["num_fragments"] == 1
+    assert store.search(NAME, SPACE, fake_vector("c00001", 16), 1)[0].chunk_id == "c00001"
+    store.replace(NAME, SPACE, reader(batch(ids(1, 500), text="new")))
+    assert rows(store)["c00001"] == "new"
+    assert store.count(NAME, SPACE) == len(before) + 1
