@@ -163,42 +163,23 @@ class IndexChecks:
     def _integrity(
         self, resources: CollectionResources, update: "IndexUpdate"
     ) -> dg.AssetCheckResult:
-        space = resources.embedder.space
-        rows, bad_vectors, bad_keys = 0, [], []
-        for batch in resources.store.scan(
-            update.collection,
-            space,
-            ["chunk_id", "content_hash", "context", "text", "vector"],
-            partitions=update.partitions,
-        ):
-            rows += len(batch)
-            vectors = batch["vector"]
-            matrix = np.zeros((len(batch), space.dimension), dtype=np.float32)
-            if not vectors.null_count and vectors.type.list_size == space.dimension:
-                matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(matrix.shape)
-            chunks = batch["chunk_id"]
-            bad_vectors += chunks.filter(pa.array(~valid_vectors(space, matrix))).to_pylist()
-            bad_keys += [
-                chunk
-                for chunk, key, context, text in zip(
-                    chunks.to_pylist(),
-                    batch["content_hash"].to_pylist(),
-                    batch["context"].to_pylist(),
-                    batch["text"].to_pylist(),
-                    strict=True,
-                )
-                if key != content_hash(context + text)
-            ]
+        """Reads the rows back; damaged ones are written again, and then looked at once more."""
+        rows, bad_vectors, bad_keys = _damaged_rows(resources, update)
+        damaged = sorted({*bad_vectors, *bad_keys})
+        if damaged:
+            update.repair(damaged)
+            rows, bad_vectors, bad_keys = _damaged_rows(resources, update)
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="vector_integrity",
             passed=not bad_vectors and not bad_keys,
             metadata={
                 "rows_checked": rows,
+                "rows_repaired": len({*damaged} - {*bad_vectors, *bad_keys}),
                 "invalid_vectors": len(bad_vectors),
                 "keys_not_recomputable": len(bad_keys),
-                "examples": ", ".join([*bad_vectors, *bad_keys][:_EXAMPLES]) or "none",
-                "embedding_space": space.id,
+                "examples": ", ".join(damaged[:_EXAMPLES]) or "none",
+                "embedding_space": resources.embedder.space.id,
             },
         )
 
@@ -240,6 +221,44 @@ class IndexChecks:
                 "min_ndcg_at_10": settings.min_ndcg_at_10,
             },
         )
+
+
+def _damaged_rows(
+    resources: CollectionResources, update: "IndexUpdate"
+) -> tuple[int, list[str], list[str]]:
+    """Reads the rows of the run's partitions back from the store.
+
+    Returns:
+        The number of rows, and the chunk ids of those with an invalid vector, and of those whose
+        content hash is not that of their text.
+    """
+    space = resources.embedder.space
+    rows, bad_vectors, bad_keys = 0, [], []
+    for batch in resources.store.scan(
+        update.collection,
+        space,
+        ["chunk_id", "content_hash", "context", "text", "vector"],
+        partitions=update.partitions,
+    ):
+        rows += len(batch)
+        vectors = batch["vector"]
+        matrix = np.zeros((len(batch), space.dimension), dtype=np.float32)
+        if not vectors.null_count and vectors.type.list_size == space.dimension:
+            matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(matrix.shape)
+        chunks = batch["chunk_id"]
+        bad_vectors += chunks.filter(pa.array(~valid_vectors(space, matrix))).to_pylist()
+        bad_keys += [
+            chunk
+            for chunk, key, context, text in zip(
+                chunks.to_pylist(),
+                batch["content_hash"].to_pylist(),
+                batch["context"].to_pylist(),
+                batch["text"].to_pylist(),
+                strict=True,
+            )
+            if key != content_hash((context or "") + (text or ""))
+        ]
+    return rows, bad_vectors, bad_keys
 
 
 def evaluate_collection(

@@ -80,6 +80,7 @@ class IndexUpdate:
     def begin(self, partitions: Sequence[str]) -> None:
         """Finds the rows that are there, and documents that more than one partition claims."""
         self.partitions = partitions
+        self.documents_missing = 0
         self.store.create_table(self.collection, self.space)
         self.database.create("stored", _stored_schema(self.space))
         self.insert_stored("stored", partitions)
@@ -184,6 +185,16 @@ class IndexUpdate:
             "rows_removed": len(removed),
             "documents_withheld": withheld,
         }
+
+    def repair(self, damaged_chunk_ids: Sequence[str]) -> None:
+        """Writes rows again whose text or vector is not what was written."""
+        self.begin(self.partitions)
+        damaged = pa.table({"chunk_id": pa.array(damaged_chunk_ids, pa.string())})
+        self.database.create("damaged", damaged.schema)
+        self.database.insert("damaged", damaged)
+        self.database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM damaged)")
+        for partition in self.partitions:
+            self.replace(partition)
 
     def _count_unexplained(self, partition: str) -> None:
         """Counts documents that are not in the index though no quarantine says why.

@@ -1,4 +1,4 @@
-"""A run that is killed, and started again, ends as if nothing had happened."""
+"""Processes are killed on the way; the same command again leaves everything in order."""
 
 import json
 import os

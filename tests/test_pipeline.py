@@ -896,3 +896,17 @@ def test_a_store_that_fails_in_a_late_partition_keeps_earlier_ones_and_resumes(
         assert numbers(result, "vector_index")["rows_written"] == 2
         assert numbers(result, "embeddings")["embedded"] == 0
         assert _ids(pipeline) == {"d2023", "d2024", "d2025"}
+
+
+def test_a_row_that_something_else_damaged_in_the_store_is_written_again(tmp_path: Path) -> None:
+    pipeline = _pipeline(tmp_path, _records(6), BUCKETS)
+    pipeline.run()
+    before = pipeline.rows()
+    table = _table(pipeline)
+    first, second = before[0]["chunk_id"], before[1]["chunk_id"]
+    table.update(where=f"chunk_id = '{first}'", values={"text": "not what was embedded"})
+    table.update(where=f"chunk_id = '{second}'", values={"vector": [0.0] * 32})
+    assert pipeline.rows() != before
+    result = pipeline.run(assets=["vector_index"])
+    assert pipeline.rows() == before
+    assert checks(result)["vector_integrity"]
