@@ -146,9 +146,6 @@ class LanceDBVectorStore(VectorStore):
         table = self._open(collection, space)
         return 0 if table is None else table.count_rows()
 
-    def describe(self) -> dict[str, Any]:
-        return {"store": "LanceDB", "uri": self.uri}
-
     @cached_property
     def _database(self) -> Any:
         # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.

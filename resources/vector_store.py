@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -129,7 +128,3 @@ class VectorStore(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def count(self, collection: str, space: EmbeddingSpace) -> int: ...
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Where the tables are, for run metadata."""
