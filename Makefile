@@ -34,7 +34,7 @@ ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED) ## Check format, style and types
 	$(BIN)/ruff format --check .
