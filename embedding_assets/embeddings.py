@@ -1,6 +1,7 @@
 """Asset `embeddings`: one vector for each distinct content hash, from the cache or the model."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +12,16 @@ import pyarrow as pa
 from embedding_assets import artifacts as files
 from embedding_assets.checks import EmbeddingChecks
 from embedding_assets.collection import Collection
-from embedding_assets.range_run import Progress, RangeRun, peak_memory_mb, stopwatch
+from embedding_assets.embedding_stream import embed_stream
+from embedding_assets.process_memory import peak_memory_mb
+from embedding_assets.range_run import Progress, RangeRun, stopwatch
 from embedding_assets.scratch import Scratch, scratch
 from resources.artifact_store import ArtifactStore
-from resources.embedder import Embedder, EmbeddingBatch, EmbeddingError
+from resources.embedder import Embedder
 from resources.embedding_cache import (
     CONTENT_HASH_TYPE,
     EmbeddingCache,
     encode_vectors,
-    valid_vectors,
 )
 
 _HASHES_PER_LOOKUP = 8_192
@@ -190,23 +192,27 @@ class EmbeddingJob:
     def _embedded(
         self, database: Scratch, chunks: str, numbers: EmbeddingNumbers, progress: Progress
     ) -> Iterator[pa.RecordBatch]:
-        for batch in database.stream(
-            "SELECT content_hash, chunk_id, context || text AS text FROM read_parquet($chunks) "
-            "SEMI JOIN missing USING (chunk_id)",
-            batch_rows=self._flush_size,
-            chunks=chunks,
-        ):
+        def read() -> Iterator[pa.RecordBatch]:
+            concurrency = self._embedder.concurrency
+            for window in database.stream(
+                "SELECT content_hash, chunk_id, context || text AS text FROM read_parquet($chunks) "
+                "SEMI JOIN missing USING (chunk_id)",
+                batch_rows=max(1, self._flush_size // concurrency),
+                chunks=chunks,
+            ):
+                for part in self._embedder.batches(_texts(window)):
+                    yield window.slice(part.start, part.stop - part.start)
+
+        started = time.perf_counter()
+        for embedded in embed_stream(self._embedder, read(), _texts):
+            batch, errors = embedded.item, embedded.errors
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
-            with stopwatch() as watch:
-                result, errors = embed_each(self._embedder, batch["text"].to_pylist())
             good = np.array([error is None for error in errors])
-            self._cache.put(
-                self._embedder.space, hashes.filter(pa.array(good)), result.vectors[good]
-            )
-            numbers.seconds_embedding += watch["seconds"]
+            vectors = embedded.batch.vectors[good]
+            self._cache.put(self._embedder.space, hashes.filter(pa.array(good)), vectors)
             numbers.embedded += int(np.count_nonzero(good))
-            numbers.tokens += int(result.tokens[good].sum())
-            numbers.tokens_truncated += int(result.truncated_tokens[good].sum())
+            numbers.tokens += int(embedded.batch.tokens[good].sum())
+            numbers.tokens_truncated += int(embedded.batch.truncated_tokens[good].sum())
             failed = [
                 (chunk, *error)
                 for chunk, error in zip(batch["chunk_id"].to_pylist(), errors, strict=True)
@@ -218,7 +224,8 @@ class EmbeddingJob:
                 columns = [pa.array(column, pa.string()) for column in zip(*failed, strict=True)]
                 database.insert("failed", pa.table(columns, schema=_FAILED))
             progress.advance(len(batch))
-            yield _vector_rows(hashes.filter(pa.array(good)), result.vectors[good])
+            yield _vector_rows(hashes.filter(pa.array(good)), vectors)
+        numbers.seconds_embedding = time.perf_counter() - started
 
     def _write_quarantine(self, database: Scratch, partition: str, chunks: str) -> None:
         key = files.embeddings_quarantine_key(self._collection, partition)
@@ -256,67 +263,8 @@ class EmbeddingJob:
 _FAILED = pa.schema([("chunk_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def embed_each(
-    embedder: Embedder, texts: Sequence[str]
-) -> tuple[EmbeddingBatch, list[tuple[str, str] | None]]:
-    """Embeds texts; a text that cannot be embedded does not stop the others.
-
-    Args:
-        embedder: the model.
-        texts: n texts.
-
-    Returns:
-        The batch (rows of failed texts are zero) and, for each text, None or the reason code and
-        a sentence for the quarantine.
-
-    Raises:
-        EmbeddingError: the embedder also fails for a harmless text: then not these are at fault.
-    """
-    dimension = embedder.space.dimension
-    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
-    tokens = np.zeros(len(texts), dtype=np.int32)
-    truncated = np.zeros(len(texts), dtype=np.int32)
-    errors: list[tuple[str, str] | None] = [None] * len(texts)
-    failed_in_a_row = 0
-
-    def embed(start: int, end: int) -> None:
-        nonlocal failed_in_a_row
-        try:
-            result = embedder.embed(texts[start:end])
-        except EmbeddingError as error:
-            if error.stage in _NO_TEXT_AT_FAULT:
-                raise
-            if end - start == 1:
-                if failed_in_a_row % _DOUBT_AFTER == 0:
-                    embedder.embed([_HARMLESS_TEXT])
-                failed_in_a_row += 1
-                errors[start] = ("embedding_failed", str(error)[:200])
-                return
-        else:
-            failed_in_a_row = 0
-            vectors[start:end] = result.vectors
-            tokens[start:end] = result.tokens
-            truncated[start:end] = result.truncated_tokens
-            return
-        # Halve outside the `except` block: the traceback would keep the batch's tensors alive.
-        middle = (start + end) // 2
-        embed(start, middle)
-        embed(middle, end)
-
-    embed(0, len(texts))
-    for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
-        if errors[row] is None:
-            norm = float(np.linalg.norm(vectors[row]))
-            errors[row] = ("invalid_vector", f"the model returned a vector of norm {norm}")
-            vectors[row] = 0
-    return EmbeddingBatch(vectors, tokens, truncated), errors
-
-
-_NO_TEXT_AT_FAULT = ("resolve", "load", "compile", "self-check")
-_HARMLESS_TEXT = "A short text that every model can embed."
-_DOUBT_AFTER = 8
-"""At the first failure, and again after so many in a row, a harmless text tells whether the texts
-are at fault or the embedder."""
+def _texts(batch: pa.RecordBatch) -> list[str]:
+    return batch["text"].to_pylist()
 
 
 def _vector_rows(hashes: pa.Array, vectors: np.ndarray) -> pa.RecordBatch:

@@ -1,8 +1,6 @@
 """One Dagster run over a range of partitions, of which each finished one stays finished."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 import dagster as dg
+
+from embedding_assets.process_memory import give_back_freed_memory
 
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
 # it is done, so that even a killed process leaves it recorded; the others when the step ends.
@@ -31,6 +31,7 @@ class RangeRun:
         self._started = time.monotonic()
 
     def __enter__(self) -> "RangeRun":
+        give_back_freed_memory()
         return self
 
     def finish(self, partition: str, metadata: Mapping[str, Any]) -> None:
@@ -85,12 +86,6 @@ class Progress:
             )
         else:
             self._log.info(f"{self.done:,} {self._what}, {rate:,.0f}/s")
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has had resident since it started, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB here
 
 
 @contextmanager

@@ -112,7 +112,10 @@ class EmbedderSettings(Settings):
         "within cosine 0.9999 of fp32 on this machine.",
     )
     flush_size: int = Field(
-        default=1024, ge=1, description="Texts embedded between two durable writes to the cache."
+        default=2048,
+        ge=1,
+        description="Most texts that are in work and not yet durable in the cache: a crash costs "
+        "no more.",
     )
 
 

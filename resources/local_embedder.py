@@ -82,6 +82,10 @@ class LocalEmbedder(Embedder):
             return EmbeddingBatch(np.zeros((0, self.space.dimension), np.float32), none, none)
         return self._loaded.model.embed(texts, self._files.prompt(role))
 
+    @property
+    def concurrency(self) -> int:
+        return 2  # one at the tokenizer, one at the model
+
     def describe(self) -> str:
         if "_loaded" not in self.__dict__:  # not worth loading a model for
             return f"{self.model}: not loaded"

@@ -19,7 +19,7 @@ POISON = "this text breaks the model"
 NOT_A_NUMBER = "this text yields NaN"
 
 _TEXTS: defaultdict[str, list[str]] = defaultdict(list)
-_BATCHES: defaultdict[str, list[int]] = defaultdict(list)
+_BATCH_SIZES: defaultdict[str, list[int]] = defaultdict(list)
 
 
 @lru_cache
@@ -53,8 +53,8 @@ class CountingEmbedder(Embedder):
         return _TEXTS[self.memory]
 
     @property
-    def batches(self) -> list[int]:
-        return _BATCHES[self.memory]
+    def batch_sizes(self) -> list[int]:
+        return _BATCH_SIZES[self.memory]
 
     @property
     def space(self) -> EmbeddingSpace:
@@ -75,7 +75,7 @@ class CountingEmbedder(Embedder):
         del role  # the fake model has no prompts
         if self.fails_always or any(POISON in text for text in texts):
             raise EmbeddingError("infer", "the fake model cannot embed this batch")
-        self.batches.append(len(texts))
+        self.batch_sizes.append(len(texts))
         self.texts.extend(texts)
         if self.journal:
             with Path(self.journal).open("a") as journal:

@@ -198,7 +198,8 @@ class OpenVINOModel:
         self._batch_tokens = batch_tokens
         self._threads = available_cores()
         self._streams = min(self._threads, MAX_STREAMS)
-        self._lock = threading.Lock()
+        # Two locks: one call's texts are tokenized while the model works on another's.
+        self._tokenizing, self._inferring = threading.Lock(), threading.Lock()
         self._folder = folder
         try:
             self._tokens = TextTokenizer(
@@ -224,8 +225,9 @@ class OpenVINOModel:
         """Raises:
         EmbeddingError: a text cannot be tokenized, or OpenVINO failed.
         """
-        with self._lock:
+        with self._tokenizing:
             tokenized = self._tokens.tokenize(texts, prompt)
+        with self._inferring:
             vectors = self._infer(tokenized.ids, tokenized.lengths)
         return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
 
@@ -239,7 +241,7 @@ class OpenVINOModel:
         length = min(128, self._batch_tokens, self._max_tokens)
         count = self._streams * max(1, self._batch_tokens // length)
         ids = [np.full(length, self._manifest.pad_id + 1, dtype=np.int64)] * count
-        with self._lock:
+        with self._inferring:
             start = time.perf_counter()
             self._infer(ids, np.full(count, length))
             return count * length / (time.perf_counter() - start)
@@ -367,14 +369,16 @@ def _choose_precision(
         return asked, ""
     machine = f"{processor}, {available_cores()} cores"
     record = folder / "precision.json"
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        return known[machine]["precision"], known[machine]["note"]
-    except (OSError, ValueError, KeyError, TypeError):
-        chosen, note = _race(load)
-        # One processor's record is enough: a folder of models is seldom shared between kinds.
-        write_json(record, {machine: {"precision": chosen, "note": note}})
-        return chosen, note
+    # One process races, the others wait: at a time they would measure each other.
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        try:
+            known = json.loads(record.read_text(encoding="utf-8"))
+            return known[machine]["precision"], known[machine]["note"]
+        except (OSError, ValueError, KeyError, TypeError):
+            chosen, note = _race(load)
+            # One processor's record is enough: a folder of models is seldom shared between kinds.
+            write_json(record, {machine: {"precision": chosen, "note": note}})
+            return chosen, note
 
 
 def _processor() -> tuple[str, bool]:
