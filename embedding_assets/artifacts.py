@@ -94,6 +94,11 @@ def vectors_key(collection: str, partition: str) -> str:
     return f"{collection}/embeddings/{partition}/vectors.parquet"
 
 
+def fallback_vectors_key(collection: str, partition: str) -> str:
+    """The vectors of documents that only the fallback could embed, in its own space."""
+    return f"{collection}/embeddings/{partition}/fallback_vectors.parquet"
+
+
 def embeddings_quarantine_key(collection: str, partition: str) -> str:
     return f"{collection}/embeddings/{partition}/quarantine.parquet"
 

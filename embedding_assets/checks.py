@@ -1,5 +1,6 @@
 """Asset checks: each one judges numbers that the step itself has just produced or read back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
+from embedding_assets.canaries import MIN_COSINE, Canaries, SpaceDriftError
 from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.evaluation import Evaluation, evaluate, load_qrels, load_queries
 from embedding_assets.search import rank_documents
@@ -72,12 +74,35 @@ class EmbeddingChecks:
                 ("throughput", "Chunks and tokens embedded a second."),
                 ("cache_hit_rate", "Share of the distinct chunks that the cache held."),
                 ("error_rate", "Share of the texts to embed that were refused."),
+                ("space_drift", "Fixed texts still get the vectors that they got at first."),
             )
         ]
 
-    def results(self, numbers: "EmbeddingNumbers") -> list[dg.AssetCheckResult]:
+    def drifted(self, drift: SpaceDriftError) -> dg.AssetCheckEvaluation:
+        """What is recorded when the run ends because the model is no longer the one it was."""
+        return dg.AssetCheckEvaluation(
+            asset_key=self._asset,
+            check_name="space_drift",
+            passed=False,
+            metadata={"least_cosine": dg.MetadataValue.float(drift.cosine)},
+        )
+
+    def results(self, numbers: "EmbeddingNumbers", canaries: Canaries) -> list[dg.AssetCheckResult]:
         limits = self._thresholds
         return [
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="space_drift",
+                passed=True,  # a drift ends the run, see `drifted`
+                metadata={
+                    "least_cosine": ", ".join(
+                        f"{space}: {'first vectors' if cosine is None else f'{cosine:.6f}'}"
+                        for space, cosine in canaries.cosines.items()
+                    )
+                    or "nothing was embedded",
+                    "min_cosine": MIN_COSINE,
+                },
+            ),
             dg.AssetCheckResult(
                 asset_key=self._asset,
                 check_name="throughput",
@@ -139,6 +164,14 @@ class IndexChecks:
                 "else is.",
             ),
         ]
+        if collection.settings.fallback:
+            self.specs.append(
+                dg.AssetCheckSpec(
+                    "fallback_share",
+                    asset=self._asset,
+                    description="No chunk is in the fallback's embedding space.",
+                )
+            )
         if collection.settings.evaluation:
             self.specs.append(
                 dg.AssetCheckSpec(
@@ -153,50 +186,85 @@ class IndexChecks:
         self,
         context: dg.AssetExecutionContext,
         resources: CollectionResources,
-        update: "IndexUpdate",
+        updates: Sequence["IndexUpdate"],
     ) -> list[dg.AssetCheckResult]:
-        results = [self._integrity(resources, update), self._completeness(resources, update)]
+        results = [self._integrity(resources, updates), self._completeness(resources, updates)]
+        if self._collection.settings.fallback:
+            results.append(self._fallback_share(resources))
         if self._collection.settings.evaluation:
             results.append(self._quality(context, resources, self._collection.settings.evaluation))
         return results
 
     def _integrity(
-        self, resources: CollectionResources, update: "IndexUpdate"
+        self, resources: CollectionResources, updates: Sequence["IndexUpdate"]
     ) -> dg.AssetCheckResult:
         """Reads the rows back; damaged ones are written again, and then looked at once more."""
-        rows, bad_vectors, bad_keys = _damaged_rows(resources, update)
-        damaged = sorted({*bad_vectors, *bad_keys})
-        if damaged:
-            update.repair(damaged)
-            rows, bad_vectors, bad_keys = _damaged_rows(resources, update)
+        rows = repaired = 0
+        damaged: list[str] = []
+        bad_vectors: list[str] = []
+        bad_keys: list[str] = []
+        for update in updates:
+            found, vectors, keys = _damaged_rows(resources, update)
+            if vectors or keys:
+                first = {*vectors, *keys}
+                damaged += sorted(first)
+                update.repair(sorted(first))
+                found, vectors, keys = _damaged_rows(resources, update)
+                repaired += len(first - {*vectors, *keys})
+            rows += found
+            bad_vectors += vectors
+            bad_keys += keys
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="vector_integrity",
             passed=not bad_vectors and not bad_keys,
             metadata={
                 "rows_checked": rows,
-                "rows_repaired": len({*damaged} - {*bad_vectors, *bad_keys}),
+                "rows_repaired": repaired,
                 "invalid_vectors": len(bad_vectors),
                 "keys_not_recomputable": len(bad_keys),
                 "examples": ", ".join(damaged[:_EXAMPLES]) or "none",
-                "embedding_space": resources.embedder.space.id,
+                "embedding_space": ", ".join(update.space.id for update in updates),
             },
         )
 
     def _completeness(
-        self, resources: CollectionResources, update: "IndexUpdate"
+        self, resources: CollectionResources, updates: Sequence["IndexUpdate"]
     ) -> dg.AssetCheckResult:
-        missing, surplus, broken = update.differences()
+        missing, surplus, broken = np.sum([update.differences() for update in updates], axis=0)
+        documents = sum(update.documents_missing for update in updates)
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="completeness",
-            passed=not (missing or surplus or broken or update.documents_missing),
+            passed=not (missing or surplus or broken or documents),
             metadata={
-                "documents_missing": update.documents_missing,
-                "chunks_missing": missing,
-                "chunks_surplus": surplus,
-                "documents_with_gaps": broken,
-                "rows_in_index": resources.store.count(update.collection, update.space),
+                "documents_missing": documents,
+                "chunks_missing": int(missing),
+                "chunks_surplus": int(surplus),
+                "documents_with_gaps": int(broken),
+                "rows_in_index": sum(
+                    resources.store.count(update.collection, update.space) for update in updates
+                ),
+            },
+        )
+
+    def _fallback_share(self, resources: CollectionResources) -> dg.AssetCheckResult:
+        rows = [
+            resources.store.count(self._collection.name, embedder.space)
+            for embedder in resources.embedders
+        ]
+        share = sum(rows[1:]) / sum(rows) if sum(rows) else 0.0
+        most = self._collection.settings.checks.max_fallback_share
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="fallback_share",
+            passed=share == 0,
+            severity=dg.AssetCheckSeverity.ERROR if share > most else dg.AssetCheckSeverity.WARN,
+            metadata={
+                "fallback_share": share,
+                "fallback_rows": sum(rows[1:]),
+                "rows_in_index": sum(rows),
+                "max_fallback_share": most,
             },
         )
 
@@ -232,7 +300,7 @@ def _damaged_rows(
         The number of rows, and the chunk ids of those with an invalid vector, and of those whose
         content hash is not that of their text.
     """
-    space = resources.embedder.space
+    space = update.space
     rows, bad_vectors, bad_keys = 0, [], []
     for batch in resources.store.scan(
         update.collection,

@@ -60,11 +60,20 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the chunks nearest to a text."""
+    from embedding_assets.search import embedders_of_rows
     from embedding_assets.search import search as search_index
 
     with _errors_for_people():
         name, loaded = _collection(collection)
         hits = search_index(name, loaded.resources, text, k)
+        models = [e.space.model for e in embedders_of_rows(name, loaded.resources)]
+    if len(models) > 1:
+        typer.secho(
+            f"Part of '{name}' is in the fallback's embedding space. Ranks of "
+            f"{' and '.join(models)} were fused; their scores cannot be compared.",
+            fg="yellow",
+            err=True,
+        )
     if as_json:
         _print([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
         return

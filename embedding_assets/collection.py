@@ -36,6 +36,10 @@ class Collection:
     def embedder_key(self) -> str:
         return f"{self.name}_embedder"
 
+    @property
+    def fallback_key(self) -> str:
+        return f"{self.name}_fallback"
+
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
@@ -60,6 +64,7 @@ class Collection:
                 "artifact_store",
                 "embedding_cache",
                 "vector_store",
+                *([self.fallback_key] if self.settings.fallback else []),
             },
             **options,
         )
@@ -68,6 +73,8 @@ class Collection:
         return CollectionResources(
             source=getattr(context.resources, self.source_key),
             embedder=getattr(context.resources, self.embedder_key),
+            fallback=getattr(context.resources, self.fallback_key, None),
+            same_space=bool(self.settings.fallback and self.settings.fallback.same_space),
             artifacts=context.resources.artifact_store,
             cache=context.resources.embedding_cache,
             store=context.resources.vector_store,
@@ -81,3 +88,12 @@ class CollectionResources:
     artifacts: ArtifactStore
     cache: EmbeddingCache
     store: VectorStore
+    fallback: Embedder | None = None
+    same_space: bool = False
+
+    @property
+    def embedders(self) -> tuple[Embedder, ...]:
+        """One for each embedding space that the index may hold; the one it should hold first."""
+        if self.fallback is None or self.same_space:
+            return (self.embedder,)
+        return (self.embedder, self.fallback)

@@ -12,11 +12,12 @@ from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import deduplicated_chunks_asset
 from embedding_assets.documents import documents_asset
 from embedding_assets.embeddings import embeddings_asset
-from embedding_assets.settings import PROJECT_ROOT, CollectionSettings
+from embedding_assets.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
 from embedding_assets.vector_index import vector_index_asset
 from resources.artifact_store import FileArtifactStore
 from resources.document_source import FieldNames, FileDocumentSource
 from resources.duckdb_cache import DuckDBEmbeddingCache
+from resources.embedder import Embedder
 from resources.lancedb_store import LanceDBVectorStore
 from resources.local_embedder import LocalEmbedder
 
@@ -84,21 +85,28 @@ def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
 def collection_resources(settings: CollectionSettings) -> dict[str, Any]:
     """The resources of one collection, by resource key."""
     collection = Collection(settings)
-    source, embedder = settings.source, settings.embedder
-    return {
+    source = settings.source
+    resources: dict[str, Any] = {
         collection.source_key: FileDocumentSource(
             path=source.path,
             format=source.format,
             fields=FieldNames(**source.fields.model_dump()),
             max_document_bytes=source.max_document_bytes,
         ),
-        collection.embedder_key: LocalEmbedder(
-            model=embedder.model,
-            device=embedder.device,
-            precision=embedder.precision,
-            model_cache=str(data_dir() / "models"),
-        ),
+        collection.embedder_key: _embedder(settings.embedder),
     }
+    if settings.fallback:
+        resources[collection.fallback_key] = _embedder(settings.fallback)
+    return resources
+
+
+def _embedder(settings: EmbedderSettings) -> Embedder:
+    return LocalEmbedder(
+        model=settings.model,
+        device=settings.device,
+        precision=settings.precision,
+        model_cache=str(data_dir() / "models"),
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ def load_collections() -> dict[str, LoadedCollection]:
             CollectionResources(
                 source=own[collection.source_key],
                 embedder=own[collection.embedder_key],
+                fallback=own.get(collection.fallback_key),
+                same_space=bool(settings.fallback and settings.fallback.same_space),
                 artifacts=shared["artifact_store"],
                 cache=shared["embedding_cache"],
                 store=shared["vector_store"],

@@ -1,5 +1,6 @@
 """Search in a collection's index."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +9,8 @@ import pyarrow as pa
 from embedding_assets.collection import CollectionResources
 from embedding_assets.evaluation import documents_from_chunks
 from resources.content_identity import canonical_text, query_hash
-from resources.embedding_cache import CONTENT_HASH_TYPE
+from resources.embedder import Embedder
+from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache
 from resources.vector_store import SearchHit
 
 _CHUNKS_PER_DOCUMENT = 10
@@ -18,46 +20,74 @@ _CHUNKS_PER_DOCUMENT = 10
 def search(collection: str, resources: CollectionResources, text: str, k: int) -> list[SearchHit]:
     """The k chunks nearest to a text, best first.
 
+    Where rows are in more than one embedding space, each is asked with a query vector of its own
+    and the ranks are fused: scores of different spaces cannot be compared.
+
     Raises:
         ValueError: the text is empty.
         LookupError: the collection has no index yet.
     """
     if not canonical_text(text):
         raise ValueError("the text to search for is empty")
-    (vector,) = query_vectors(resources, [text])
-    return resources.store.search(collection, resources.embedder.space, vector, k)
+    rankings = []
+    for embedder in embedders_of_rows(collection, resources):
+        (vector,) = query_vectors(resources.cache, embedder, [text])
+        rankings.append(resources.store.search(collection, embedder.space, vector, k))
+    hits = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
+    fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
+    return [hits[chunk] for chunk in fused[:k]]
 
 
 def rank_documents(
     collection: str, resources: CollectionResources, queries: Mapping[str, str], k: int = 10
 ) -> dict[str, list[str]]:
     """The ids of the k best documents for each query, by their best chunk."""
-    rankings = {}
-    vectors = query_vectors(resources, list(queries.values()))
-    for query_id, vector in zip(queries, vectors, strict=True):
-        hits = resources.store.search(
-            collection, resources.embedder.space, vector, k * _CHUNKS_PER_DOCUMENT
-        )
-        rankings[query_id] = documents_from_chunks([(h.document_id, h.score) for h in hits], k)
-    return rankings
+    rankings: dict[str, list[list[str]]] = {query: [] for query in queries}
+    for embedder in embedders_of_rows(collection, resources):
+        vectors = query_vectors(resources.cache, embedder, list(queries.values()))
+        for query, vector in zip(queries, vectors, strict=True):
+            hits = resources.store.search(
+                collection, embedder.space, vector, k * _CHUNKS_PER_DOCUMENT
+            )
+            rankings[query].append(
+                documents_from_chunks([(hit.document_id, hit.score) for hit in hits], k)
+            )
+    return {query: fuse_rankings(several)[:k] for query, several in rankings.items()}
 
 
-def query_vectors(resources: CollectionResources, texts: Sequence[str]) -> np.ndarray:
+def embedders_of_rows(collection: str, resources: CollectionResources) -> Sequence[Embedder]:
+    """The embedders of the spaces in which the collection has rows; the first one in any case."""
+    first, *others = resources.embedders
+    return [first, *(e for e in others if resources.store.count(collection, e.space))]
+
+
+def fuse_rankings(rankings: Sequence[Sequence[str]]) -> list[str]:
+    """Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, with their k = 60)."""
+    if len(rankings) == 1:
+        return list(rankings[0])
+    scores: dict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        for rank, name in enumerate(ranking, start=1):
+            scores[name] += 1 / (60 + rank)
+    return sorted(scores, key=lambda name: -scores[name])
+
+
+def query_vectors(cache: EmbeddingCache, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     """Embeds queries, through the cache: a check that repeats its queries loads no model.
 
     Returns:
         Shape (n, dimension), float32.
     """
-    space = resources.embedder.space
+    space = embedder.space
     canonical = [canonical_text(text) for text in texts]
     distinct = list(dict.fromkeys(canonical))
     hashes = pa.array([query_hash(text) for text in distinct], CONTENT_HASH_TYPE)
-    answer = resources.cache.get(space, hashes)
+    answer = cache.get(space, hashes)
     vectors = answer.vectors.copy()
     missing = np.flatnonzero(~answer.found)
     if len(missing):
-        batch = resources.embedder.embed([distinct[row] for row in missing], role="query")
+        batch = embedder.embed([distinct[row] for row in missing], role="query")
         vectors[missing] = batch.vectors
-        resources.cache.put(space, hashes.take(pa.array(missing)), batch.vectors)
+        cache.put(space, hashes.take(pa.array(missing)), batch.vectors)
     row_of = {text: row for row, text in enumerate(distinct)}
     return vectors[[row_of[text] for text in canonical]]

@@ -119,6 +119,21 @@ class EmbedderSettings(Settings):
     )
 
 
+class FallbackSettings(EmbedderSettings):
+    when: tuple[Literal["unavailable", "out_of_memory", "error"], ...] = Field(
+        default=("unavailable", "out_of_memory", "error"),
+        min_length=1,
+        description="Failures of the embedder after which the fallback takes over for the rest of "
+        "a run: 'unavailable' (a server does not answer, or refuses the key), 'out_of_memory', "
+        "'error' (all others but wrong settings).",
+    )
+    same_space: bool = Field(
+        default=False,
+        description="The fallback serves the same model: its vectors go into the same index, once "
+        "fixed texts have shown that they are the same. Otherwise it gets a table of its own.",
+    )
+
+
 class EvaluationSettings(Settings):
     queries: str = Field(description='JSON Lines file with {"_id": ..., "text": ...} a query.')
     qrels: str = Field(description="TSV file: query id, document id, relevance (BEIR layout).")
@@ -144,6 +159,13 @@ class CheckSettings(Settings):
     max_error_rate: float = Field(
         default=0.01, ge=0, le=1, description="Share of refused texts above which the check fails."
     )
+    max_fallback_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the index in the fallback's space above which the check fails; it "
+        "warns above 0.",
+    )
 
 
 class BackfillSettings(Settings):
@@ -164,6 +186,7 @@ class CollectionSettings(Settings):
     partitions: PartitionSettings = PartitionSettings()
     chunking: ChunkingSettings = ChunkingSettings()
     embedder: EmbedderSettings = EmbedderSettings()
+    fallback: FallbackSettings | None = None
     evaluation: EvaluationSettings | None = None
     checks: CheckSettings = CheckSettings()
     backfill: BackfillSettings = BackfillSettings()

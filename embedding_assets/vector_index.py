@@ -1,6 +1,8 @@
 """Asset `vector_index`: replace the partition's rows in the vector store, in one commit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -36,42 +38,77 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
     )
     def vector_index(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        space = resources.embedder.space
-        with RangeRun(context) as run, scratch() as database:
-            update = IndexUpdate(
-                collection.name, space, resources.artifacts, resources.store, database
-            )
-            update.begin(run.partitions)
+        spaces = [embedder.space for embedder in resources.embedders]
+        with RangeRun(context) as run, ExitStack() as stack:
+            updates = [
+                IndexUpdate(
+                    collection.name,
+                    spaces,
+                    place,
+                    resources.artifacts,
+                    resources.store,
+                    stack.enter_context(scratch()),
+                )
+                for place in range(len(spaces))
+            ]
+            for update in updates:
+                update.begin(run.partitions)
             progress = Progress(context.log, "partitions indexed", len(run.partitions))
             for partition in run.partitions:
-                numbers = update.replace(partition)
+                numbers = _replace(updates, partition)
                 progress.advance()
-                run.finish(partition, {**numbers, "embedding_space": space.id})
-            resources.store.maintain(collection.name, space)
-            results = checks.results(context, resources, update)
+                run.finish(partition, {**numbers, "embedding_space": spaces[0].id})
+            for space in spaces:
+                resources.store.maintain(collection.name, space)
+            results = checks.results(context, resources, updates)
         return dg.MaterializeResult(check_results=results)
 
     return vector_index
 
 
-class IndexUpdate:
-    """Brings the rows of some partitions in line with their documents, chunks and vectors.
+def _replace(updates: Sequence["IndexUpdate"], partition: str) -> dict[str, Any]:
+    """Rows go into one table before they go out of the other: a crash in between loses none."""
+    towards_fallback = updates[-1].has_vectors(partition)
+    numbers = {
+        update: update.replace(partition)
+        for update in (reversed(updates) if towards_fallback else updates)
+    }
+    first, *others = updates
+    if others:
+        numbers[first]["fallback_rows"] = sum(numbers[update]["rows"] for update in others)
+    return numbers[first]
 
-    The artifacts say what ought to be in the store; only the difference is written.
+
+class IndexUpdate:
+    """Brings one table's rows of some partitions in line with their documents, chunks and vectors.
+
+    The artifacts say what ought to be in the store; only the difference is written. A document is
+    in the table of the first space that has vectors for all its chunks, and in no other.
     """
 
     def __init__(
         self,
         collection: str,
-        space: EmbeddingSpace,
+        spaces: Sequence[EmbeddingSpace],
+        place: int,
         artifacts: ArtifactStore,
         store: VectorStore,
         database: Scratch,
     ) -> None:
+        """Args:
+        collection: the collection's name.
+        spaces: the spaces in which its rows may be, in the order of preference.
+        place: which of the spaces this table is for.
+        artifacts: documents, chunks and vectors.
+        store: the vector store.
+        database: where differences are found; for this object alone.
+        """
         self.collection = collection
-        self.space = space
+        self.space = spaces[place]
         self.store = store
         self.database = database
+        self._place = place
+        self._vectors_keys = (files.vectors_key, files.fallback_vectors_key)[: len(spaces)]
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
         self.documents_missing = 0
@@ -93,6 +130,10 @@ class IndexUpdate:
         self.database.create("expected", expected)
         self._find_claims()
 
+    def has_vectors(self, partition: str) -> bool:
+        """Whether the partition has vectors in this table's space."""
+        return self._artifacts.exists(self._vectors_keys[self._place](self.collection, partition))
+
     def insert_stored(self, table: str, partitions: Sequence[str]) -> None:
         schema = _stored_schema(self.space)
         for batch in self.store.scan(
@@ -103,27 +144,31 @@ class IndexUpdate:
     def replace(self, partition: str) -> dict[str, Any]:
         """Writes the difference for one partition in one commit, if there is any."""
         database = self.database
-        with (
-            self._reading(files.documents_key, partition) as documents,
-            self._reading(files.chunks_key, partition) as chunks,
-            self._reading(files.vectors_key, partition) as vectors,
-        ):
-            self._check_space(vectors, partition)
+        with ExitStack() as stack:
+            documents = stack.enter_context(self._reading(files.documents_key, partition))
+            chunks = stack.enter_context(self._reading(files.chunks_key, partition))
+            vectors = {
+                place: stack.enter_context(self._reading(key, partition))
+                for place, key in enumerate(self._vectors_keys)
+                if place == 0 or self._artifacts.exists(key(self.collection, partition))
+            }
+            if self._place in vectors:
+                self._check_space(vectors[self._place], partition)
             paths: dict[str, Any] = {
                 "documents": str(documents),
                 "chunks": str(chunks),
-                "vectors": str(vectors),
+                "vectors": str(vectors.get(self._place, "")),
                 "partition": partition,
             }
-            # A document is in the index as a whole or not at all.
+            self._place_documents(str(chunks), vectors)
             database.execute(
                 """
                 CREATE OR REPLACE TABLE withheld AS
-                SELECT DISTINCT c.document_id FROM read_parquet($chunks) c
-                ANTI JOIN read_parquet($vectors) v USING (content_hash)
+                SELECT document_id FROM read_parquet($chunks)
+                WHERE document_id NOT IN (SELECT document_id FROM placed)
                 UNION SELECT document_id FROM superseded WHERE partition = $partition
                 """,
-                **{k: paths[k] for k in ("chunks", "vectors", "partition")},
+                **{k: paths[k] for k in ("chunks", "partition")},
             )
             # Those of this partition, in the index or not: no older version of them may remain.
             database.execute(
@@ -142,8 +187,10 @@ class IndexUpdate:
                 FROM read_parquet($chunks) c
                 JOIN read_parquet($documents) d
                   ON d.id = c.document_id AND d.version = c.document_version
+                JOIN placed p ON p.document_id = c.document_id AND p.place = $place
                 ANTI JOIN withheld w ON w.document_id = c.document_id
                 """,
+                place=self._place,
                 **{k: paths[k] for k in ("chunks", "documents", "partition")},
             )
             identity = ", ".join(ROW_IDENTITY)
@@ -169,7 +216,8 @@ class IndexUpdate:
             (rows,) = database.row("SELECT count(*) FROM wanted")
             (written,) = database.row("SELECT count(*) FROM new_rows")
             (withheld,) = database.row("SELECT count(*) FROM withheld")
-            self._count_unexplained(partition)
+            if self._place == 0:
+                self._count_unexplained(partition)
             if written or removed:
                 self._commit(partition, removed, paths)
             # These rows are settled. Kept, they would be removed once more with the partition that
@@ -196,8 +244,27 @@ class IndexUpdate:
         for partition in self.partitions:
             self.replace(partition)
 
+    def _place_documents(self, chunks: str, vectors: dict[int, Path]) -> None:
+        """Finds the space of each document: as a whole it is in one, or in none."""
+        self.database.create(
+            "placed", pa.schema([("document_id", pa.string()), ("place", pa.int32())])
+        )
+        for place, path in vectors.items():
+            self.database.execute(
+                """
+                INSERT INTO placed
+                SELECT c.document_id, $place FROM read_parquet($chunks) c
+                LEFT JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
+                WHERE c.document_id NOT IN (SELECT document_id FROM placed)
+                GROUP BY c.document_id HAVING count(*) = count(v.content_hash)
+                """,
+                place=place,
+                chunks=chunks,
+                vectors=str(path),
+            )
+
     def _count_unexplained(self, partition: str) -> None:
-        """Counts documents that are not in the index though no quarantine says why.
+        """Counts documents that are in no index though no quarantine says why.
 
         That happens when an asset in between was not materialized after the documents.
         """
@@ -210,7 +277,9 @@ class IndexUpdate:
                 )
         (documents,) = self.database.row(
             "SELECT count(*) FROM owned ANTI JOIN wanted USING (document_id) "
-            "ANTI JOIN refused USING (document_id)"
+            "ANTI JOIN (SELECT * FROM placed WHERE place <> $place) USING (document_id) "
+            "ANTI JOIN refused USING (document_id)",
+            place=self._place,
         )
         self.documents_missing += documents
 
@@ -244,18 +313,20 @@ class IndexUpdate:
     def _commit(self, partition: str, removed: list[str], paths: dict[str, Any]) -> None:
         whole = len(removed) > _MAX_REMOVALS_BY_ID
         schema = row_schema(self.space)
-        rows = self.database.stream(
-            f"""
-            SELECT c.chunk_id, c.document_id, c.document_version, c.content_hash, c.chunk_number,
-                   c.span_start, c.span_end, $partition AS partition, d.title, c.context, c.text,
-                   d.timestamp, d.metadata, v.vector
-            FROM read_parquet($chunks) c
-            SEMI JOIN {"wanted" if whole else "new_rows"} n ON n.chunk_id = c.chunk_id
-            JOIN read_parquet($documents) d ON d.id = c.document_id
-            JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
-            """,
-            **paths,
-        )
+        rows: Iterable[pa.RecordBatch] = ()
+        if paths["vectors"]:
+            rows = self.database.stream(
+                f"""
+                SELECT c.chunk_id, c.document_id, c.document_version, c.content_hash,
+                       c.chunk_number, c.span_start, c.span_end, $partition AS partition, d.title,
+                       c.context, c.text, d.timestamp, d.metadata, v.vector
+                FROM read_parquet($chunks) c
+                SEMI JOIN {"wanted" if whole else "new_rows"} n ON n.chunk_id = c.chunk_id
+                JOIN read_parquet($documents) d ON d.id = c.document_id
+                JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
+                """,
+                **paths,
+            )
         reader = pa.RecordBatchReader.from_batches(
             schema, (_as_rows(batch, schema, self.space.dimension) for batch in rows)
         )

@@ -50,6 +50,10 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
         The artifact appears, or is replaced, when the block ends; if it raises, nothing changes.
         """
 
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Removes the artifact, if there is one."""
+
 
 class FileArtifactStore(ArtifactStore):
     """A local folder, or any fsspec URL such as `s3://bucket/prefix`."""
@@ -94,6 +98,10 @@ class FileArtifactStore(ArtifactStore):
             self._filesystem.put_file(str(temporary), self._location(key))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, key: str) -> None:
+        if self.exists(key):
+            self._filesystem.rm_file(self._location(key))
 
     @cached_property
     def _filesystem_and_root(self) -> tuple[Any, str]:

@@ -13,7 +13,18 @@ from resources.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
 
+FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
+
 _STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer")
+_KINDS: dict[str, FailureKind] = {
+    "unavailable": "unavailable",
+    "rate limit": "unavailable",
+    "quota": "unavailable",
+    "credentials": "unavailable",
+    "out of memory": "out_of_memory",
+    "settings": "settings",
+    "budget": "settings",
+}
 
 
 class EmbeddingError(RuntimeError):
@@ -23,12 +34,14 @@ class EmbeddingError(RuntimeError):
         stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
             "tokenize" or "infer"; remote embedders add their own.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
+        kind: what a fallback may be declared for; "settings" is for the user to put right.
     """
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"{message} (stage: {stage})")
         self.stage = stage
         self.blames_text = stage in _STAGES_THAT_BLAME_A_TEXT
+        self.kind: FailureKind = _KINDS.get(stage, "error")
 
 
 @dataclass(frozen=True)

