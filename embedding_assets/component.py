@@ -12,13 +12,15 @@ from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import deduplicated_chunks_asset
 from embedding_assets.documents import documents_asset
 from embedding_assets.embeddings import embeddings_asset
-from embedding_assets.settings import PROJECT_ROOT, CollectionSettings
+from embedding_assets.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
 from embedding_assets.vector_index import vector_index_asset
 from resources.artifact_store import FileArtifactStore
 from resources.document_source import FieldNames, FileDocumentSource
 from resources.duckdb_cache import DuckDBEmbeddingCache
+from resources.embedder import Embedder
 from resources.lancedb_store import LanceDBVectorStore
 from resources.local_embedder import LocalEmbedder
+from resources.openai_embedder import OpenAIEmbedder
 
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: README, "Add your own corpus".
@@ -84,7 +86,7 @@ def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
 def collection_resources(settings: CollectionSettings) -> dict[str, Any]:
     """The resources of one collection, by resource key."""
     collection = Collection(settings)
-    source, embedder = settings.source, settings.embedder
+    source = settings.source
     return {
         collection.source_key: FileDocumentSource(
             path=source.path,
@@ -92,13 +94,23 @@ def collection_resources(settings: CollectionSettings) -> dict[str, Any]:
             fields=FieldNames(**source.fields.model_dump()),
             max_document_bytes=source.max_document_bytes,
         ),
-        collection.embedder_key: LocalEmbedder(
-            model=embedder.model,
-            device=embedder.device,
-            precision=embedder.precision,
-            model_cache=str(data_dir() / "models"),
-        ),
+        collection.embedder_key: _embedder(settings.embedder),
     }
+
+
+def _embedder(settings: EmbedderSettings) -> Embedder:
+    if settings.provider == "openai":
+        given = settings.model_fields_set & settings.remote_fields()
+        return OpenAIEmbedder(
+            model=settings.model,
+            **{name: value for name in given if (value := getattr(settings, name)) is not None},
+        )
+    return LocalEmbedder(
+        model=settings.model,
+        device=settings.device,
+        precision=settings.precision,
+        model_cache=str(data_dir() / "models"),
+    )
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def embed_each(
         try:
             result = embedder.embed(texts[start:end])
         except EmbeddingError as error:
-            if error.stage in _NO_TEXT_AT_FAULT:
+            if not error.blames_text:
                 raise
             if end - start == 1:
                 if failed_in_a_row % _DOUBT_AFTER == 0:
@@ -312,7 +312,6 @@ def embed_each(
     return EmbeddingBatch(vectors, tokens, truncated), errors
 
 
-_NO_TEXT_AT_FAULT = ("resolve", "load", "compile", "self-check")
 _HARMLESS_TEXT = "A short text that every model can embed."
 _DOUBT_AFTER = 8
 """At the first failure, and again after so many in a row, a harmless text tells whether the texts

@@ -13,18 +13,22 @@ from resources.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
 
+_STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer", "request", "answer")
+
 
 class EmbeddingError(RuntimeError):
     """Texts could not be embedded.
 
     Attributes:
         stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
-            "tokenize" or "infer"; remote embedders add their own.
+            "tokenize" or "infer"; remote embedders add "request" and "answer", and others.
+        blames_text: whether one of the texts may be the reason; then the others may still succeed.
     """
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"{message} (stage: {stage})")
         self.stage = stage
+        self.blames_text = stage in _STAGES_THAT_BLAME_A_TEXT
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,20 @@ class Embedder(dg.ConfigurableResource, ABC):
         Raises:
             EmbeddingError: nothing was embedded; the error names the stage.
         """
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls of `embed` at a time are worth while."""
+        return 1
+
+    def batches(self, texts: Sequence[str]) -> list[slice]:
+        """Cuts texts into calls of `embed`, each one unit of work, such as a request."""
+        return [slice(0, len(texts))]
+
+    def dollars(self, tokens: int) -> float:
+        """What so many tokens cost; 0 where nobody asks for money."""
+        del tokens
+        return 0.0
 
     @abstractmethod
     def describe(self) -> str:
