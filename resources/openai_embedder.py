@@ -333,7 +333,7 @@ class OpenAIEmbedder(Embedder):
             if time.monotonic() + delay > first_failure + self.max_wait:
                 raise self._error(found, delay)
             self._shared.count(retries=1)
-            _log.info("%s; next attempt in %.1f s", self._scrubbed(found.reason), delay)
+            _log.warning("%s; next attempt in %.1f s", found.reason, delay)
             if found.remedy == "pause":
                 self._shared.limiter.pause(delay)
             else:
@@ -395,9 +395,15 @@ class OpenAIEmbedder(Embedder):
             return f"No answer within {self.timeout:g} s"
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            return self._scrubbed(f"No complete answer ({type(cause).__name__}: {cause})")
+            return f"No complete answer ({type(cause).__name__}: {cause})".replace(
+                self._key or "\0", "***"
+            )
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, response.content)
+        # Before anything is cut out of it: servers repeat the key that they refuse.
+        body = response.content
+        if key := self._key:
+            body = body.replace(key.encode(), b"***")
+        return Reply(response.status_code, headers, body)
 
     def _error(self, refusal: Refusal, delay: float | None = None) -> EmbeddingError:
         reason = refusal.reason
@@ -418,12 +424,7 @@ class OpenAIEmbedder(Embedder):
                 if name
                 else ". Name the environment variable that holds the key in api_key_env"
             )
-        return EmbeddingError(refusal.stage, self._scrubbed(f"{self.base_url}: {reason}."))
-
-    def _scrubbed(self, text: str) -> str:
-        """Servers repeat the key that they refuse."""
-        key = self._key
-        return text.replace(key, "***") if key else text
+        return EmbeddingError(refusal.stage, f"{self.base_url}: {reason}.")
 
     @property
     def _key_variable(self) -> str | None:

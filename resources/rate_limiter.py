@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
 VARIABLE = "EMBEDDING_RATE_LIMITER"
@@ -302,6 +302,9 @@ class _State:
             entry[0] += requests
             entry[1] += tokens
 
+        if ask["acquire"]:
+            # Asked again: the answer was lost on its way.
+            self.leases.pop(ask["acquire"][0], None)
         for key, (end, tokens) in list(self.leases.items()):
             if end <= now:
                 ended(1, tokens)
@@ -373,6 +376,7 @@ end
 for key in pairs(state.slots) do
   if tonumber(key) < current - ask.slots then state.slots[key] = nil end
 end
+if ask.acquire ~= cjson.null then state.leases[ask.acquire[1]] = nil end
 for key, lease in pairs(state.leases) do
   if lease[1] <= now then
     ended(1, lease[2])
@@ -468,9 +472,22 @@ class RedisRateLimiter(RateLimiter):
         super().__init__(limits, window=window, lease=lease)
         if machines < 1:
             raise ValueError(f"machines must be at least 1, got {machines}")
-        self._url = url
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # By default the client tries again for up to a minute, and so applies a step several times.
+        options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        try:
+            client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        except ValueError:
+            client = None
+        if client is None:  # outside of `except`: the error may hold the password
+            raise ValueError(
+                f"{VARIABLE} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
+            )
+        self._script = client.register_script(_LUA)
         self._key = key
-        self._timeout = timeout
         self._machines = machines
         self._fallback_path = fallback
         self._state_lock = threading.Lock()
@@ -481,37 +498,21 @@ class RedisRateLimiter(RateLimiter):
         self._limits_seen = (0.0, 0.0)
 
     @cached_property
-    def _script(self) -> Any:
-        from redis import Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        # By default the client tries again for up to a minute, and so applies a step several times.
-        client = Redis.from_url(
-            self._url,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
-        return client.register_script(_LUA)
-
-    @cached_property
     def _share(self) -> LocalRateLimiter:
         return LocalRateLimiter(self._fallback_path, window=self._window, lease=self._lease)
 
     def _step(self, ask: dict[str, Any]) -> _Answer:
-        now = time.monotonic()
-        if now >= self._ask_again:
+        if time.monotonic() >= self._ask_again:
             try:
                 return self._in_redis(ask)
             except Exception as error:
                 if not _is_redis_error(error):
                     raise
             with self._state_lock:
+                now = time.monotonic()
                 if self._away_since is None:
                     self._away_since = now
-                # Others keep their turn while one thread asks whether Redis is back.
-                self._ask_again = time.monotonic() + min(1.0, self._window / 4)
+                self._ask_again = now + min(1.0, self._window / 4)
         return self._alone(ask)
 
     def _in_redis(self, ask: dict[str, Any]) -> _Answer:
@@ -554,6 +555,7 @@ class RedisRateLimiter(RateLimiter):
 def _is_redis_error(error: Exception) -> bool:
     from redis.exceptions import RedisError
 
+    # ValueError: the answer is no JSON.
     return isinstance(error, RedisError | OSError | ValueError)
 
 
@@ -577,16 +579,13 @@ def rate_limiter(
     url = os.environ.get(VARIABLE)
     if not url:
         return LocalRateLimiter(path, limits, window=window, lease=lease)
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(f"{VARIABLE} must begin with redis://, rediss:// or unix://")
-    query = parse_qsl(parts.query)
-    machines = dict(query).get("machines", "4")
+    address, _, query = url.partition("?")
+    options = dict(parse_qsl(query))
+    machines = options.pop("machines", "4")
     if not machines.isdigit() or int(machines) < 1:
         raise ValueError(f"{VARIABLE}: machines must be a number from 1, got {machines!r}")
-    rest = urlencode([(name, value) for name, value in query if name != "machines"])
     return RedisRateLimiter(
-        urlunsplit(parts._replace(query=rest)),
+        address + (f"?{urlencode(options)}" if options else ""),
         f"embedding-assets:rate-limit:{identity}",
         folder / f"{identity}.share.json",
         limits,
