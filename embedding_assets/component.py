@@ -20,6 +20,7 @@ from resources.duckdb_cache import DuckDBEmbeddingCache
 from resources.embedder import Embedder
 from resources.lancedb_store import LanceDBVectorStore
 from resources.local_embedder import LocalEmbedder
+from resources.openai_embedder import OpenAIEmbedder
 
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: README, "Add your own corpus".
@@ -101,6 +102,12 @@ def collection_resources(settings: CollectionSettings) -> dict[str, Any]:
 
 
 def _embedder(settings: EmbedderSettings) -> Embedder:
+    if settings.provider == "openai":
+        given = settings.model_fields_set & settings.remote_fields()
+        return OpenAIEmbedder(
+            model=settings.model,
+            **{name: value for name in given if (value := getattr(settings, name)) is not None},
+        )
     return LocalEmbedder(
         model=settings.model,
         device=settings.device,

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import dagster as dg
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
 
 from resources.document_source import FileFormat
 from resources.document_source.files import PLACEHOLDERS
+from resources.openai_models import OPENAI_DIMENSIONS
 
 PROJECT_ROOT = Path(__file__).parent.parent
 
@@ -99,9 +101,15 @@ class ChunkingSettings(Settings):
 
 
 class EmbedderSettings(Settings):
+    provider: Literal["local", "openai"] = Field(
+        default="local",
+        description="'local' runs a sentence-transformers model on this machine; 'openai' asks "
+        "OpenAI, or another server with its interface.",
+    )
     model: str = Field(
         default="sentence-transformers/all-MiniLM-L6-v2",
-        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder.",
+        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder. "
+        "With provider 'openai' the name that the server knows.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
@@ -117,6 +125,91 @@ class EmbedderSettings(Settings):
         description="Most texts that are in work and not yet durable in the cache: a crash costs "
         "no more.",
     )
+    base_url: str | None = Field(
+        default=None,
+        description="Where the server is, such as http://127.0.0.1:8080/v1; by default OpenAI.",
+    )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length of the vectors. text-embedding-3 shortens its vectors to it; for "
+        "models that are not OpenAI's it says what the server answers, and must be given.",
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        description="Name of the environment variable that holds the key, never the key itself; "
+        "by default OPENAI_API_KEY at OpenAI, and none elsewhere.",
+    )
+    server_name: str | None = Field(
+        default=None,
+        description="Stands for the server in the identity of the vectors, instead of base_url.",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="The model's tokenizer.json; by default tokens are estimated."
+    )
+    document_prompt: str = Field(default="", description="Text put before each document.")
+    query_prompt: str = Field(default="", description="Text put before each query.")
+    max_input_tokens: int | None = Field(
+        default=None, ge=16, description="Longest text in tokens; by default 8,191, as at OpenAI."
+    )
+    max_request_inputs: int | None = Field(
+        default=None, ge=1, description="Most texts of a request; by default 2,048, as at OpenAI."
+    )
+    max_request_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens of a request; by default 300,000."
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, description="Most requests in flight; by default 8."
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Limit of the key; by default what the server tells."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="Limit of the key; by default what the server tells."
+    )
+    max_dollars: float | None = Field(
+        default=None, ge=0, description="Most that one run may spend; it stops before that."
+    )
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_provider(self) -> Self:
+        given = self.model_fields_set
+        if self.provider == "local":
+            if foreign := sorted(given & self.remote_fields()):
+                raise ValueError(
+                    f"{', '.join(foreign)} belong to a server: set provider: openai, or leave "
+                    "them out"
+                )
+            return self
+        if foreign := sorted(given & {"device", "precision"}):
+            raise ValueError(
+                f"{', '.join(foreign)} belong to a model on this machine; leave them out with "
+                "provider: openai"
+            )
+        if "model" not in given:
+            raise ValueError(
+                "provider: openai needs the name of the model, for example "
+                "model: text-embedding-3-small"
+            )
+        # What the resource refuses too, but here with the place in the YAML file.
+        if self.dimensions is None and self.model not in OPENAI_DIMENSIONS:
+            raise ValueError(
+                f"how long are the vectors of {self.model!r}? Set dimensions, for example "
+                "dimensions: 768"
+            )
+        most = OPENAI_DIMENSIONS.get(self.model)
+        if self.dimensions and most and self.dimensions > most:
+            raise ValueError(f"{self.model} has at most {most} dimensions, got {self.dimensions}")
+        return self
+
+    def with_paths(self, change: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"tokenizer": self.tokenizer and change(self.tokenizer)})
+
+    @staticmethod
+    def remote_fields() -> set[str]:
+        """The settings that only a server has."""
+        common = {"provider", "model", "device", "precision", "flush_size"}
+        return set(EmbedderSettings.model_fields) - common
 
 
 class FallbackSettings(EmbedderSettings):
@@ -232,7 +325,14 @@ class CollectionSettings(Settings):
                 "qrels": change(self.evaluation.qrels),
             }
         )
-        return self.model_copy(update={"source": source, "evaluation": evaluation})
+        return self.model_copy(
+            update={
+                "source": source,
+                "evaluation": evaluation,
+                "embedder": self.embedder.with_paths(change),
+                "fallback": self.fallback and self.fallback.with_paths(change),
+            }
+        )
 
 
 def _located(path: str, beside: Path) -> str:

@@ -15,7 +15,7 @@ Role = Literal["document", "query"]
 
 FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
 
-_STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer")
+_STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer", "request", "answer")
 _KINDS: dict[str, FailureKind] = {
     "unavailable": "unavailable",
     "rate limit": "unavailable",
@@ -32,7 +32,7 @@ class EmbeddingError(RuntimeError):
 
     Attributes:
         stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
-            "tokenize" or "infer"; remote embedders add their own.
+            "tokenize" or "infer"; remote embedders add "request" and "answer", and others.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
         kind: what a fallback may be declared for; "settings" is for the user to put right.
     """

@@ -1,0 +1,54 @@
+"""As many requests in flight as the server takes."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class AdaptiveConcurrency:
+    """Additive increase, multiplicative decrease, with slow start, as TCP does (RFC 5681).
+
+    It begins with one request, so that all others know the limits that the first answer tells.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = 1.0
+        self._slow_start = True
+        self._in_flight = 0
+        self._begun = 0
+        self._decreased_at = 0
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    @contextmanager
+    def slot(self) -> Iterator[int]:
+        """Waits for its turn; yields the number of the request, for `succeeded` and `failed`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight < int(self._limit))
+            self._in_flight += 1
+            self._begun += 1
+            number = self._begun
+        try:
+            yield number
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                self._changed.notify_all()
+
+    def succeeded(self) -> None:
+        with self._changed:
+            growth = 1.0 if self._slow_start else 1.0 / self._limit
+            self._limit = min(self._most, self._limit + growth)
+            self._changed.notify_all()
+
+    def failed(self, number: int) -> None:
+        """The server is overloaded. Requests that began before the last decrease count no more."""
+        with self._changed:
+            if number > self._decreased_at:
+                self._limit = max(1.0, self._limit / 2)
+                self._slow_start = False
+                self._decreased_at = self._begun
