@@ -4,8 +4,9 @@ import os
 import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
@@ -215,15 +216,14 @@ class RedisEmbeddingCache(EmbeddingCache):
     def lookups(self) -> list[Lookups]:
         self.save_lookups()
         stored = self._server.command("HGETALL", self._lookups_key)
-        counts: Counter[tuple[str, str, str]] = Counter()
+        days: dict[tuple[date, str], Counter[str]] = defaultdict(Counter)
         for field, count in stored.items():
-            parts = field.decode(errors="replace").split(" ")
-            if len(parts) == 3 and re.fullmatch(rb"\d{1,18}", count):
-                counts[parts[0], parts[1], parts[2]] = int(count)
+            with suppress(ValueError):  # not ours
+                space_id, day, outcome = field.decode().split(" ")
+                days[date.fromisoformat(day), space_id][outcome] = int(count)
         return [
-            Lookups(space, date.fromisoformat(day), counts[space, day, "hits"], misses)
-            for day, space in sorted({(day, space) for space, day, _ in counts})
-            for misses in (counts[space, day, "misses"],)
+            Lookups(space_id, day, counts["hits"], counts["misses"])
+            for (day, space_id), counts in sorted(days.items())
         ]
 
     def _save_lookups(self, counted: Sequence[Lookups]) -> None:
