@@ -1,6 +1,7 @@
 """The embedding cache in one DuckDB file: no server, safe for several processes in turn."""
 
 import glob
+import os
 import random
 import time
 from collections import Counter
@@ -40,13 +41,20 @@ class CacheLockedError(RuntimeError):
     """Another process held the cache file for longer than the deadline."""
 
 
-# The buffer pool is empty at each opening, so a larger one would only cost memory.
-_MEMORY_LIMIT = "256MB"
-# A checkpoint now and then rewrites row groups that are not full, and a put of whole ones does
-# not pass through the log: half of the default halves the time and the size after large puts.
-_ROW_GROUP = 65_536
-# Binary columns of one Arrow batch hold at most 2 GiB.
+# The buffer pool is empty at each opening: more makes neither puts nor look-ups faster. A log that
+# a killed process left is replayed in memory.
+_MEMORY_MB = 64
+_MEMORY_MB_TO_OPEN = 1024
+_THREADS = min(4, os.cpu_count() or 1)
+_ROWS_PER_VECTOR = 2_048  # what each of DuckDB's threads holds at a time, several times over
+# A checkpoint rewrites row groups that are not full, and by default every closing is one. Small
+# groups, and a checkpoint only where the log has grown, write each vector about twice; with the
+# defaults a run of small puts wrote each eight times.
+_ROW_GROUP = 8_192
+_LOG_BEFORE_CHECKPOINT = "16MB"
+# What is read at a time must fit into the memory limit, however long the vectors are.
 _ROWS_PER_BATCH = 16_384
+_BYTES_PER_BATCH = 8 << 20
 _HASHES_PER_SLICE = 262_144
 _SIGNS_OF_DAMAGE = (
     "corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "replaying wal",
@@ -201,7 +209,8 @@ def _connected(path: Path) -> duckdb.DuckDBPyConnection:
     database = duckdb.connect(
         config={
             "python_enable_replacements": "false",
-            "memory_limit": _MEMORY_LIMIT,
+            "memory_limit": f"{_MEMORY_MB_TO_OPEN}MB",
+            "threads": str(_THREADS),
             "temp_directory": f"{path}.tmp",
         }
     )
@@ -211,10 +220,19 @@ def _connected(path: Path) -> duckdb.DuckDBPyConnection:
         # Vectors do not compress; trying costs half of the append speed.
         database.execute("SET force_compression = 'uncompressed'")
         database.execute("SET TimeZone = 'UTC'")
+        database.execute(f"SET checkpoint_threshold = '{_LOG_BEFORE_CHECKPOINT}'")
+        database.execute("PRAGMA disable_checkpoint_on_shutdown")
+        _limit_memory(database, 0)
     except duckdb.Error:
         database.close()
         raise
     return database
+
+
+def _limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
+    """Takes what vectors of a dimension need, and no more."""
+    megabytes = _MEMORY_MB + _THREADS * 8 * _ROWS_PER_VECTOR * 4 * dimension // 1_000_000
+    database.execute(f"SET memory_limit = '{megabytes}MB'")
 
 
 def _attach(database: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
@@ -279,13 +297,14 @@ def _fetch(
     """Yields row ids, their vectors, and whether each is a valid vector of the space."""
     if not len(row_ids):
         return
+    _limit_memory(database, space.dimension)
     database.register("wanted", pa.table({"row_id": row_ids}))
     fetched = database.sql(
         f"SELECT rowid AS row_id, vector FROM {_table(space)} "
         "WHERE rowid BETWEEN ? AND ? AND rowid IN (SELECT row_id FROM wanted)",
         params=[int(row_ids[0]), int(row_ids[-1])],
-    ).to_arrow_table(_ROWS_PER_BATCH)
-    for batch in fetched.to_batches():
+    ).to_arrow_reader(max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // (4 * space.dimension))))
+    for batch in fetched:
         decoded, right_size = decode_vectors(batch["vector"], space.dimension)
         yield batch["row_id"].to_numpy(), decoded, right_size & valid_vectors(space, decoded)
 
@@ -310,6 +329,7 @@ def _put(
     content_hashes: pa.Array,
     vectors: np.ndarray,
 ) -> None:
+    _limit_memory(database, space.dimension)
     database.execute("BEGIN")
     _create_table(database, space)
     # The only writer looks before it inserts: that keeps hashes unique without an index, which
@@ -450,6 +470,7 @@ def _delete(
 
 def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Writes the file anew if a quarter of it is unused. The caller holds the lock file."""
+    _limit_memory(database, max((space.dimension for space in _spaces(database)), default=0))
     database.execute("CHECKPOINT")
     row = database.execute(
         "SELECT free_blocks > total_blocks / 4 FROM pragma_database_size() "

@@ -497,7 +497,7 @@ def _client(url: str, timeout: float) -> "redis.Redis":
         socket_connect_timeout=timeout,
         # By default a command to a stalled server is repeated for up to a minute.
         retry=Retry(NoBackoff(), 0),
-        # The newer protocol does not look whether a connection from the pool has gone stale.
+        # With the newer protocol's maintenance messages on, stale connections are not noticed.
         protocol=2,
     )
 

@@ -140,7 +140,8 @@ def test_any_file_name_is_only_a_name(tmp_path, name):
         assert not cache.contains(SPACE, hashes(1)).any()
         cache.put(SPACE, hashes(1), vectors(1))
         assert cache.get(SPACE, hashes(1)).found.all()
-    assert len(list(tmp_path.iterdir())) <= 3  # the file, its lock, and the damaged one
+    # The file, its log and its lock; the damaged one and its log.
+    assert len(list(tmp_path.iterdir())) <= 5
 
 
 def test_another_resource_on_the_same_file_sees_what_was_put(cache):
@@ -378,6 +379,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def healthy_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("healthy") / "cache.duckdb"
     DuckDBEmbeddingCache(path=str(path)).put(SPACE, hashes(*range(9000)), vectors(*range(9000)))
+    with duckdb.connect(path):  # closing moves what is in the log into the file
+        pass
     return path.read_bytes()
 
 
