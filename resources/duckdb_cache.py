@@ -470,26 +470,28 @@ def _delete(
 
 def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Writes the file anew if a quarter of it is unused. The caller holds the lock file."""
-    _limit_memory(database, max((space.dimension for space in _spaces(database)), default=0))
+    spaces = _spaces(database)
+    _limit_memory(database, max((space.dimension for space in spaces), default=0))
     database.execute("CHECKPOINT")
-    row = database.execute(
-        "SELECT free_blocks > total_blocks / 4 FROM pragma_database_size() "
-        "WHERE database_name = 'cache'"
-    ).fetchone()
-    if not row or not row[0]:
+    kept = sum(_count(database, f"FROM {_table(s)}") * _entry_bytes(s) for s in spaces)
+    if kept > 0.75 * path.stat().st_size:
         return
     smaller = path.with_name(f"{path.name}.compact")
+    logs = [path.with_name(f"{name}.wal") for name in (path.name, smaller.name)]
     smaller.unlink(missing_ok=True)
+    logs[1].unlink(missing_ok=True)
     try:
         _attach(database, smaller, "smaller")
         database.execute("COPY FROM DATABASE cache TO smaller")
+        database.execute("CHECKPOINT smaller")
         database.execute("USE memory")
         database.execute("DETACH smaller")
         database.execute("DETACH cache")
-        if not path.with_name(f"{path.name}.wal").exists():
+        if not any(log.exists() and log.stat().st_size for log in logs):
             smaller.replace(path)
     finally:
         smaller.unlink(missing_ok=True)
+        logs[1].unlink(missing_ok=True)
 
 
 def _hashes(
