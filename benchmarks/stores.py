@@ -1,9 +1,12 @@
-"""The embedding cache and the vector store at a million entries of 384 float32.
+"""The embedding caches and the vector store at a million entries of 384 float32.
 
-    python -m benchmarks.stores [--entries 1000000] [--dimension 384]
+    python -m benchmarks.stores [--entries 1000000] [--dimension 384] [--only cache|redis|store]
 
-Every cache operation opens the file, acts and closes it, as in a run. Rates are rows a second;
-"spread" keys lie all over the cache, "together" ones were put together. Page cache is warm.
+Every operation on the DuckDB cache opens the file, acts and closes it, as in a run. The Redis cache
+runs on loopback, on the same cores as its server. Rates are rows a second; "spread" keys lie all
+over the cache, "together" ones were put together. Page cache is warm. "asked" is the rate that the
+project wants to reach, "times asked" the median against it; "CPU ms" is this process's own time,
+which other load on the machine changes less.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +24,18 @@ from rich.table import Table
 
 from resources.content_identity import HASH_BYTES
 from resources.duckdb_cache import DuckDBEmbeddingCache
+from resources.embedding_cache import EmbeddingCache
 from resources.embedding_space import EmbeddingSpace
 from resources.lancedb_store import LanceDBVectorStore
+from resources.redis_cache import RedisEmbeddingCache
 from resources.vector_store import row_schema
+from tests.redis_server import running_redis
 
 BATCH = 65_536
 FLUSH = 4_096
 ROWS_PER_BATCH = 8_192
 REPEATS = 5
+_REDIS_ENTRIES = 262_144  # 0.5 GB of memory at 384 float32
 
 
 def random_hashes(count: int, seed: int) -> pa.Array:
@@ -42,34 +50,65 @@ def random_vectors(count: int, dimension: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Taken:
+    """Seconds on the clock, and of this process's CPU time in all threads."""
+
+    wall: float
+    cpu: float
+
+
+def seconds(function: Callable[[], object]) -> Taken:
+    wall, cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class Report:
     def __init__(self) -> None:
-        self.table = Table("operation", "rows", "median s", "median rows/s", "slowest rows/s")
+        self.table = Table("operation", "rows", "median s", "CPU ms", "median rows/s")
+        self.table.add_column("slowest rows/s")
+        self.table.add_column("asked")
+        self.table.add_column("times asked")
 
-    def add(self, operation: str, rows: int, times: list[float]) -> None:
-        median = statistics.median(times)
+    def add(self, operation: str, rows: int, times: list[Taken], asked: int = 0) -> None:
+        walls = [taken.wall for taken in times]
+        median = statistics.median(walls)
         self.table.add_row(
             operation,
             f"{rows:,}",
             f"{median:.3f}",
+            f"{1000 * statistics.median(taken.cpu for taken in times):.0f}",
             f"{rows / median:,.0f}",
-            f"{rows / max(times):,.0f}",
+            f"{rows / max(walls):,.0f}",
+            f"{asked:,}" if asked else "",
+            f"{rows / median / asked:.2f}" if asked else "",
         )
 
 
-def measure_cache(report: Report, folder: Path, space: EmbeddingSpace, entries: int) -> None:
-    cache = DuckDBEmbeddingCache(path=str(folder / "cache.duckdb"))
+@dataclass(frozen=True)
+class Asked:
+    """Rates that the project wants of a cache, in rows a second; 0: none."""
+
+    put: int
+    get: int
+    contains: int
+
+
+def measure_cache(
+    report: Report,
+    name: str,
+    cache: EmbeddingCache,
+    space: EmbeddingSpace,
+    entries: int,
+    asked: Asked,
+) -> None:
     vectors = random_vectors(BATCH, space.dimension)
     batches = [random_hashes(BATCH, seed) for seed in range(max(1, entries // BATCH))]
     puts = [seconds(lambda keys=keys: cache.put(space, keys, vectors)) for keys in batches]
-    report.add("cache.put, all batches", BATCH, puts)
-    report.add("cache.put, whole filling", BATCH * len(batches), [sum(puts)])
+    report.add(f"{name}.put, all batches", BATCH, puts, asked.put)
+    whole = Taken(sum(taken.wall for taken in puts), sum(taken.cpu for taken in puts))
+    report.add(f"{name}.put, whole filling", BATCH * len(batches), [whole], asked.put)
 
     held = pa.concat_arrays(batches)
     positions = np.random.default_rng(1)
@@ -84,17 +123,39 @@ def measure_cache(report: Report, folder: Path, space: EmbeddingSpace, entries: 
         "unknown": lambda count: unknown.slice(0, count),
     }
     for count in (BATCH, 8_192):
-        for name, keys in lookups.items():
-            for operation in (cache.contains, cache.get):
-                asked = [keys(count) for _ in range(REPEATS)]
-                times = [seconds(lambda o=operation, k=k: o(space, k)) for k in asked]
-                report.add(f"cache.{operation.__name__}, {name}", count, times)
+        for where, keys in lookups.items():
+            for operation, rate in ((cache.contains, asked.contains), (cache.get, asked.get)):
+                several = [keys(count) for _ in range(REPEATS)]
+                times = [seconds(lambda o=operation, k=k: o(space, k)) for k in several]
+                target = rate if count == BATCH else 0
+                report.add(f"{name}.{operation.__name__}, {where}", count, times, target)
     for count in (FLUSH, 512):
         fresh = [random_hashes(count, 10**7 + 10 * count + i) for i in range(REPEATS)]
         times = [seconds(lambda k=k, n=count: cache.put(space, k, vectors[:n])) for k in fresh]
-        report.add("cache.put into the full cache", count, times)
+        report.add(f"{name}.put into the full cache", count, times)
         times = [seconds(lambda k=k, n=count: cache.put(space, k, vectors[:n])) for k in fresh]
-        report.add("cache.put of what is there", count, times)
+        report.add(f"{name}.put of what is there", count, times)
+
+
+def measure_small_puts(report: Report, folder: Path, space: EmbeddingSpace) -> None:
+    """A run that flushes 1,024 vectors at a time, as by default: rate, and bytes written."""
+    cache = DuckDBEmbeddingCache(path=str(folder / "small-puts.duckdb"))
+    vectors = random_vectors(FLUSH // 4, space.dimension)
+    before = _bytes_written()
+    keys = [random_hashes(len(vectors), 10**8 + number) for number in range(100)]
+    times = [seconds(lambda k=k: cache.put(space, k, vectors)) for k in keys]
+    report.add("duckdb.put, 100 flushes", len(vectors), times)
+    if before:
+        ratio = (_bytes_written() - before) / (len(keys) * vectors.nbytes)
+        report.table.add_row("  bytes written / bytes of vectors", "", "", "", f"{ratio:.1f}")
+
+
+def _bytes_written() -> int:
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:  # not Linux
+        return 0
+    return int(dict(line.split(": ") for line in lines)["wchar"])
 
 
 def rows(space: EmbeddingSpace, first: int, count: int, partition: str) -> pa.RecordBatch:
@@ -123,7 +184,7 @@ def measure_store(report: Report, folder: Path, space: EmbeddingSpace, entries: 
     store = LanceDBVectorStore(uri=str(folder / "vectors"))
     per_partition = min(entries, BATCH)
 
-    def write(partition: int, first: int) -> float:
+    def write(partition: int, first: int) -> Taken:
         batches = [
             rows(space, first + start, min(ROWS_PER_BATCH, per_partition - start), f"p{partition}")
             for start in range(0, per_partition, ROWS_PER_BATCH)
@@ -151,13 +212,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--only", choices=["cache", "redis", "store"])
     options = parser.parse_args()
     space = EmbeddingSpace("benchmark", "random", "", options.dimension, 256, True)
     report = Report()
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        measure_cache(report, Path(folder), space, options.entries)
-        measure_store(report, Path(folder), space, options.entries)
-    Console(width=120).print(report.table)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        if options.only in (None, "cache"):
+            cache = DuckDBEmbeddingCache(path=str(folder / "cache.duckdb"))
+            asked = Asked(put=60_000, get=0, contains=500_000)
+            measure_cache(report, "duckdb", cache, space, options.entries, asked)
+            measure_small_puts(report, folder, space)
+        if options.only in (None, "redis"):
+            with running_redis() as server:
+                # The time limit is not what is measured.
+                cache = RedisEmbeddingCache(url=server.url, timeout=30)
+                asked = Asked(put=25_000, get=40_000, contains=0)
+                entries = min(options.entries, _REDIS_ENTRIES)
+                measure_cache(report, "redis", cache, space, entries, asked)
+        if options.only in (None, "store"):
+            measure_store(report, folder, space, options.entries)
+    Console(width=130).print(report.table)
 
 
 if __name__ == "__main__":

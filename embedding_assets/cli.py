@@ -1,16 +1,23 @@
 """`embedding-assets`: what Dagster's own command line does not do - search and evaluate."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from embedding_assets.cache_cli import app as cache_app
+from embedding_assets.terminal import (
+    AsJson,
+    console,
+    errors_for_people,
+    is_terminal,
+    plain,
+    print_rows,
+)
 
 app = typer.Typer(
     help="Search and evaluate the collections of this project. "
@@ -18,10 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_console = Console()
+app.add_typer(cache_app, name="cache")
 _SNIPPET = 160
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 def main() -> None:
@@ -33,7 +38,7 @@ def collections(as_json: AsJson = False) -> None:
     """List the collections, and what their indexes hold."""
     from embedding_assets.component import load_collections
 
-    with _errors_for_people():
+    with errors_for_people():
         rows = []
         for name, loaded in load_collections().items():
             space = loaded.resources.embedder.space
@@ -46,7 +51,7 @@ def collections(as_json: AsJson = False) -> None:
                     "chunks": loaded.resources.store.count(name, space),
                 }
             )
-    _print(rows, as_json, "Collections")
+    print_rows(rows, as_json, "Collections")
 
 
 @app.command()
@@ -63,7 +68,7 @@ def search(
     from embedding_assets.search import embedders_of_rows
     from embedding_assets.search import search as search_index
 
-    with _errors_for_people():
+    with errors_for_people():
         name, loaded = _collection(collection)
         hits = search_index(name, loaded.resources, text, k)
         models = [e.space.model for e in embedders_of_rows(name, loaded.resources)]
@@ -75,7 +80,7 @@ def search(
             err=True,
         )
     if as_json:
-        _print([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
+        print_rows([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
         return
     table = Table(title=f"{name}: {text}", title_justify="left", show_lines=True)
     for column, options in (
@@ -93,9 +98,9 @@ def search(
             f"{hit.score:.3f}",
             hit.document_id,
             f"{hit.span_start}-{hit.span_end}",
-            f"[bold]{_plain(hit.title)}[/bold]\n{_plain(snippet)}",
+            f"[bold]{plain(hit.title)}[/bold]\n{plain(snippet)}",
         )
-    _console.print(table)
+    console.print(table)
 
 
 @app.command()
@@ -117,7 +122,7 @@ def evaluate(
     """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
     from embedding_assets.checks import evaluate_collection
 
-    with _errors_for_people():
+    with errors_for_people():
         name, loaded = _collection(collection)
         own = loaded.settings.evaluation
         queries = queries or (own and Path(own.queries))
@@ -126,7 +131,7 @@ def evaluate(
             raise LookupError(
                 f"Collection '{name}' has no 'evaluation' in its YAML: give --queries and --qrels."
             )
-        with _console.status("Searching …") if _is_terminal(as_json) else _nothing():
+        with console.status("Searching …") if is_terminal(as_json) else nullcontext():
             result = evaluate_collection(name, loaded.resources, queries, qrels)
         if per_query is not None:
             lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
@@ -137,7 +142,7 @@ def evaluate(
         "recall_at_10": round(result.recall_at_10, 5),
         "queries": result.queries,
     }
-    _print([row], as_json, "Retrieval quality")
+    print_rows([row], as_json, "Retrieval quality")
 
 
 def _collection(name: str | None) -> tuple[str, Any]:
@@ -152,43 +157,3 @@ def _collection(name: str | None) -> tuple[str, Any]:
     if name not in available:
         raise LookupError(f"There is no collection '{name}'. Collections: {names}.")
     return name, available[name]
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
-    if as_json:
-        json.dump(rows, sys.stdout, indent=2, default=str, ensure_ascii=False)
-        sys.stdout.write("\n")
-        return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(_plain(str(value)) for value in row.values()))
-    _console.print(table)
-
-
-def _plain(text: str) -> str:
-    """Text of documents is not markup of ours, nor may it steer the terminal."""
-    from rich.markup import escape
-
-    return escape("".join(c for c in text if c.isprintable() or c == "\n"))
-
-
-def _is_terminal(as_json: bool) -> bool:
-    return _console.is_terminal and not as_json
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """A mistake that a user can make ends in one sentence, not in a traceback."""
-    try:
-        yield
-    except (LookupError, ValueError, OSError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.secho(f"Error: {message}", fg="red", err=True)
-        raise typer.Exit(1) from error

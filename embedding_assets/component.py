@@ -15,8 +15,8 @@ from embedding_assets.embeddings import embeddings_asset
 from embedding_assets.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
 from embedding_assets.vector_index import vector_index_asset
 from resources.artifact_store import FileArtifactStore
+from resources.cache_url import cache_from_url
 from resources.document_source import FieldNames, FileDocumentSource
-from resources.duckdb_cache import DuckDBEmbeddingCache
 from resources.embedder import Embedder
 from resources.lancedb_store import LanceDBVectorStore
 from resources.local_embedder import LocalEmbedder
@@ -156,7 +156,10 @@ def shared_resources() -> dict[str, Any]:
     """The resources that all collections have in common; all outputs are in one folder."""
     return {
         "artifact_store": FileArtifactStore(url=str(data_dir() / "artifacts")),
-        "embedding_cache": DuckDBEmbeddingCache(path=str(data_dir() / "cache.duckdb")),
+        "embedding_cache": cache_from_url(
+            os.environ.get("EMBEDDING_CACHE") or str(data_dir() / "cache.duckdb"),
+            int(os.environ.get("EMBEDDING_CACHE_MEMORY_MB") or 0),
+        ),
         "vector_store": LanceDBVectorStore(uri=str(data_dir() / "vectors")),
     }
 

@@ -1,9 +1,11 @@
 """The embedding cache in one DuckDB file: no server, safe for several processes in turn."""
 
 import glob
+import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -17,12 +19,19 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pydantic import Field
 
+from resources.content_identity import HASH_BYTES
 from resources.embedding_cache import (
+    CONTENT_HASH_TYPE,
     CachedVectors,
     EmbeddingCache,
+    Limits,
+    Lookups,
+    Removed,
     SpaceStatistics,
+    check_shape,
     decode_vectors,
     encode_vectors,
+    no_vectors,
     valid_vectors,
 )
 from resources.embedding_space import EmbeddingSpace
@@ -32,18 +41,27 @@ class CacheLockedError(RuntimeError):
     """Another process held the cache file for longer than the deadline."""
 
 
-# The buffer pool is empty at each opening, so a larger one would only cost memory.
-_MEMORY_LIMIT = "256MB"
-# A checkpoint now and then rewrites row groups that are not full, and a put of whole ones does
-# not pass through the log: half of the default halves the time and the size after large puts.
-_ROW_GROUP = 65_536
-# Binary columns of one Arrow batch hold at most 2 GiB.
+# The buffer pool is empty at each opening: more makes neither puts nor look-ups faster. A log that
+# a killed process left is replayed in memory.
+_MEMORY_MB = 64
+_MEMORY_MB_TO_OPEN = 1024
+_THREADS = min(4, os.cpu_count() or 1)
+_ROWS_PER_VECTOR = 2_048  # what each of DuckDB's threads holds at a time, several times over
+# A checkpoint rewrites row groups that are not full, and by default every closing is one. Small
+# groups, and a checkpoint only where the log has grown, write each vector about twice; with the
+# defaults a run of small puts wrote each eight times.
+_ROW_GROUP = 8_192
+_LOG_BEFORE_CHECKPOINT = "16MB"
+# What is read at a time must fit into the memory limit, however long the vectors are.
 _ROWS_PER_BATCH = 16_384
+_BYTES_PER_BATCH = 8 << 20
+_HASHES_PER_SLICE = 262_144
 _SIGNS_OF_DAMAGE = (
     "corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "replaying wal",
 )  # fmt: skip
 
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class DuckDBEmbeddingCache(EmbeddingCache):
@@ -67,38 +85,80 @@ class DuckDBEmbeddingCache(EmbeddingCache):
 
     def get(self, space: EmbeddingSpace, content_hashes: pa.Array) -> CachedVectors:
         if not len(content_hashes):
-            return self._none_found(space, 0)
-        return self._act(lambda database: self._get(database, space, content_hashes))
+            return no_vectors(space, 0)
+        answer = self._act(lambda database: _get(database, space, content_hashes))
+        self.count_lookup(space, answer.found)
+        return answer
 
     def put(self, space: EmbeddingSpace, content_hashes: pa.Array, vectors: np.ndarray) -> None:
-        if vectors.shape != (len(content_hashes), space.dimension):
-            raise ValueError(
-                f"{len(content_hashes)} hashes of a space of dimension {space.dimension} came with "
-                f"vectors of shape {vectors.shape}."
-            )
+        check_shape(space, content_hashes, vectors)
         if len(content_hashes):
             self._act(lambda database: _put(database, space, content_hashes, vectors))
 
     def statistics(self) -> list[SpaceStatistics]:
-        return self._act(_statistics) if Path(self.path).exists() else []
+        self.save_lookups()
+        return self._act_if_there(_statistics)
 
-    def _get(
-        self, database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, content_hashes: pa.Array
-    ) -> CachedVectors:
-        answer = self._none_found(space, len(content_hashes))
-        rows, row_ids = _held(database, space, content_hashes)
-        rejected = 0
-        for fetched, decoded, valid in _fetch(database, space, row_ids):
-            asked = rows[np.searchsorted(row_ids, fetched)]
-            answer.vectors[asked[valid]] = decoded[valid]
-            answer.found[asked[valid]] = True
-            rejected += int(np.count_nonzero(~valid))
-        return replace(answer, rejected=rejected)
+    def lookups(self) -> list[Lookups]:
+        self.save_lookups()
+        return self._act_if_there(_lookups)
 
-    @staticmethod
-    def _none_found(space: EmbeddingSpace, count: int) -> CachedVectors:
-        vectors = np.zeros((count, space.dimension), dtype=np.float32)
-        return CachedVectors(np.zeros(count, dtype=bool), vectors, 0)
+    def _save_lookups(self, counted: Sequence[Lookups]) -> None:
+        try:
+            self._act_if_there(lambda database: _save_lookups(database, counted))
+        except (duckdb.Error, OSError, CacheLockedError) as error:
+            dg.get_dagster_logger().warning(f"Look-ups of the cache were not counted: {error}")
+
+    def prune(
+        self, limits: Limits, space_id: str | None = None, *, dry_run: bool = False
+    ) -> list[Removed]:
+        removed = self._act_if_there(
+            lambda database: _prune(database, limits, space_id, dry_run=dry_run)
+        )
+        return self._smaller(removed, dry_run)
+
+    def invalidate(
+        self,
+        content_hashes: pa.Array | None = None,
+        space_id: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> list[Removed]:
+        if content_hashes is None and space_id is None:
+            raise ValueError("Say what to invalidate: content hashes, a space, or both.")
+        removed = self._act_if_there(
+            lambda database: _invalidate(database, content_hashes, space_id, dry_run=dry_run)
+        )
+        return self._smaller(removed, dry_run)
+
+    def spaces(self) -> list[EmbeddingSpace]:
+        return self._act_if_there(_spaces)
+
+    def scan(self, space: EmbeddingSpace) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        # The file is free for others after each page, and the hashes of one slice of all possible
+        # ones are listed at a time: whatever others write or remove, no entry is shown twice.
+        (count,) = [s.entries for s in self.statistics() if s.space_id == space.id] or [0]
+        step = max(1, 256 * _HASHES_PER_SLICE // max(1, count))
+        for first in range(0, 256, step):
+            for listed in self._act_if_there(
+                lambda database, first=first: [_hashes(database, space, first, first + step)]
+            ):
+                for start in range(0, len(listed), _ROWS_PER_BATCH):
+                    page = listed.slice(start, _ROWS_PER_BATCH)
+                    answer = self._act(lambda database, page=page: _get(database, space, page))
+                    if answer.found.any():
+                        yield page.filter(pa.array(answer.found)), answer.vectors[answer.found]
+
+    def _act_if_there(
+        self, action: Callable[[duckdb.DuckDBPyConnection], list[_Item]]
+    ) -> list[_Item]:
+        return self._act(action) if Path(self.path).exists() else []
+
+    def _smaller(self, removed: list[Removed], dry_run: bool) -> list[Removed]:
+        """Gives the room of removed entries back to the file system."""
+        if removed and not dry_run:
+            self._act(lambda database: _compact(database, Path(self.path)))
+        return removed
 
     def _act(self, action: Callable[[duckdb.DuckDBPyConnection], _Result]) -> _Result:
         """Opens the file, acts and closes; if the file is damaged, does so with a new one."""
@@ -149,21 +209,35 @@ def _connected(path: Path) -> duckdb.DuckDBPyConnection:
     database = duckdb.connect(
         config={
             "python_enable_replacements": "false",
-            "memory_limit": _MEMORY_LIMIT,
+            "memory_limit": f"{_MEMORY_MB_TO_OPEN}MB",
+            "threads": str(_THREADS),
             "temp_directory": f"{path}.tmp",
         }
     )
     try:
-        quoted = str(path).replace("'", "''")
-        database.execute(f"ATTACH '{quoted}' AS cache (TYPE duckdb, ROW_GROUP_SIZE {_ROW_GROUP})")
+        _attach(database, path, "cache")
         database.execute("USE cache")
         # Vectors do not compress; trying costs half of the append speed.
         database.execute("SET force_compression = 'uncompressed'")
         database.execute("SET TimeZone = 'UTC'")
+        database.execute(f"SET checkpoint_threshold = '{_LOG_BEFORE_CHECKPOINT}'")
+        database.execute("PRAGMA disable_checkpoint_on_shutdown")
+        _limit_memory(database, 0)
     except duckdb.Error:
         database.close()
         raise
     return database
+
+
+def _limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
+    """Takes what vectors of a dimension need, and no more."""
+    megabytes = _MEMORY_MB + _THREADS * 8 * _ROWS_PER_VECTOR * 4 * dimension // 1_000_000
+    database.execute(f"SET memory_limit = '{megabytes}MB'")
+
+
+def _attach(database: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
+    quoted = str(path).replace("'", "''")
+    database.execute(f"ATTACH '{quoted}' AS {name} (TYPE duckdb, ROW_GROUP_SIZE {_ROW_GROUP})")
 
 
 def _opening_error(path: Path) -> str:
@@ -223,15 +297,30 @@ def _fetch(
     """Yields row ids, their vectors, and whether each is a valid vector of the space."""
     if not len(row_ids):
         return
+    _limit_memory(database, space.dimension)
     database.register("wanted", pa.table({"row_id": row_ids}))
     fetched = database.sql(
         f"SELECT rowid AS row_id, vector FROM {_table(space)} "
         "WHERE rowid BETWEEN ? AND ? AND rowid IN (SELECT row_id FROM wanted)",
         params=[int(row_ids[0]), int(row_ids[-1])],
-    ).to_arrow_table(_ROWS_PER_BATCH)
-    for batch in fetched.to_batches():
+    ).to_arrow_reader(max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // (4 * space.dimension))))
+    for batch in fetched:
         decoded, right_size = decode_vectors(batch["vector"], space.dimension)
         yield batch["row_id"].to_numpy(), decoded, right_size & valid_vectors(space, decoded)
+
+
+def _get(
+    database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, content_hashes: pa.Array
+) -> CachedVectors:
+    answer = no_vectors(space, len(content_hashes))
+    rows, row_ids = _held(database, space, content_hashes)
+    rejected = 0
+    for fetched, decoded, valid in _fetch(database, space, row_ids):
+        asked = rows[np.searchsorted(row_ids, fetched)]
+        answer.vectors[asked[valid]] = decoded[valid]
+        answer.found[asked[valid]] = True
+        rejected += int(np.count_nonzero(~valid))
+    return replace(answer, rejected=rejected)
 
 
 def _put(
@@ -240,6 +329,7 @@ def _put(
     content_hashes: pa.Array,
     vectors: np.ndarray,
 ) -> None:
+    _limit_memory(database, space.dimension)
     database.execute("BEGIN")
     _create_table(database, space)
     # The only writer looks before it inserts: that keeps hashes unique without an index, which
@@ -267,14 +357,168 @@ def _put(
     database.execute("COMMIT")
 
 
+def _spaces(database: duckdb.DuckDBPyConnection) -> list[EmbeddingSpace]:
+    _create_own_tables(database)
+    rows = database.execute("SELECT space FROM spaces ORDER BY id").fetchall()
+    return [EmbeddingSpace.from_json(serialised) for (serialised,) in rows]
+
+
 def _statistics(database: duckdb.DuckDBPyConnection) -> list[SpaceStatistics]:
-    _create_spaces_table(database)
+    hits: Counter[str] = Counter()
+    misses: Counter[str] = Counter()
+    for day in _lookups(database):
+        hits[day.space_id] += day.hits
+        misses[day.space_id] += day.misses
     result = []
-    for (serialised,) in database.execute("SELECT space FROM spaces ORDER BY id").fetchall():
-        space = EmbeddingSpace.from_json(serialised)
-        ((entries,),) = database.execute(f"SELECT count(*) FROM {_table(space)}").fetchall()
-        result.append(SpaceStatistics(space.id, space.model, space.dimension, entries))
+    for space in _spaces(database):
+        entries = _count(database, f"FROM {_table(space)}")
+        result.append(
+            SpaceStatistics(
+                space.id,
+                space.model,
+                space.dimension,
+                entries,
+                entries * _entry_bytes(space),
+                hits[space.id],
+                misses[space.id],
+            )
+        )
     return result
+
+
+def _lookups(database: duckdb.DuckDBPyConnection) -> list[Lookups]:
+    _create_own_tables(database)
+    rows = database.execute(
+        "SELECT space, day, hits, misses FROM lookups ORDER BY day, space"
+    ).fetchall()
+    return [Lookups(*row) for row in rows]
+
+
+def _save_lookups(database: duckdb.DuckDBPyConnection, counted: Sequence[Lookups]) -> list[Lookups]:
+    _create_own_tables(database)
+    database.execute("BEGIN")
+    for one in counted:
+        key = [one.space_id, one.day]
+        database.execute(
+            "INSERT INTO lookups SELECT ?, ?, 0, 0 WHERE NOT EXISTS "
+            "(FROM lookups WHERE space = ? AND day = ?)",
+            key * 2,
+        )
+        database.execute(
+            "UPDATE lookups SET hits = hits + ?, misses = misses + ? WHERE space = ? AND day = ?",
+            [one.hits, one.misses, *key],
+        )
+    database.execute("COMMIT")
+    return []
+
+
+def _prune(
+    database: duckdb.DuckDBPyConnection, limits: Limits, space_id: str | None, *, dry_run: bool
+) -> list[Removed]:
+    spaces = [space for space in _spaces(database) if space_id in (None, space.id)]
+    written, sizes = [np.zeros(0)], [np.zeros(0)]
+    for space in spaces:
+        counts = database.sql(
+            f"SELECT epoch(created) AS written, count(*) AS entries FROM {_table(space)} "
+            "GROUP BY created"
+        ).fetchnumpy()
+        written.append(np.asarray(counts["written"], dtype=np.float64))
+        sizes.append(np.asarray(counts["entries"], dtype=np.float64) * _entry_bytes(space))
+    oldest = limits.oldest_kept(np.concatenate(written), np.concatenate(sizes), time.time())
+    return [
+        removed
+        for space in spaces
+        for removed in _delete(database, space, "epoch(created) < ?", [oldest], dry_run)
+    ]
+
+
+def _invalidate(
+    database: duckdb.DuckDBPyConnection,
+    content_hashes: pa.Array | None,
+    space_id: str | None,
+    *,
+    dry_run: bool,
+) -> list[Removed]:
+    spaces = [space for space in _spaces(database) if space_id in (None, space.id)]
+    if content_hashes is not None:
+        database.register("unwanted", pa.table({"content_hash": content_hashes}))
+        condition = "content_hash IN (SELECT content_hash FROM unwanted)"
+        return [r for s in spaces for r in _delete(database, s, condition, [], dry_run)]
+    removed = [r for s in spaces for r in _delete(database, s, "true", [], dry_run=True)]
+    if not dry_run:
+        database.execute("BEGIN")
+        for space in spaces:
+            database.execute(f"DROP TABLE {_table(space)}")
+            database.execute("DELETE FROM spaces WHERE id = ?", [space.id])
+        database.execute("COMMIT")
+    return removed
+
+
+def _delete(
+    database: duckdb.DuckDBPyConnection,
+    space: EmbeddingSpace,
+    condition: str,
+    parameters: list[float],
+    dry_run: bool,
+) -> list[Removed]:
+    source = f"FROM {_table(space)} WHERE {condition}"
+    entries = _count(database, source, parameters)
+    if entries and not dry_run:
+        database.execute(f"DELETE {source}", parameters)
+    return [Removed(space.id, entries, entries * _entry_bytes(space))] if entries else []
+
+
+def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Writes the file anew if a quarter of it is unused. The caller holds the lock file."""
+    spaces = _spaces(database)
+    _limit_memory(database, max((space.dimension for space in spaces), default=0))
+    database.execute("CHECKPOINT")
+    kept = sum(_count(database, f"FROM {_table(s)}") * _entry_bytes(s) for s in spaces)
+    if kept > 0.75 * path.stat().st_size:
+        return
+    smaller = path.with_name(f"{path.name}.compact")
+    logs = [path.with_name(f"{name}.wal") for name in (path.name, smaller.name)]
+    smaller.unlink(missing_ok=True)
+    logs[1].unlink(missing_ok=True)
+    try:
+        _attach(database, smaller, "smaller")
+        database.execute("COPY FROM DATABASE cache TO smaller")
+        database.execute("CHECKPOINT smaller")
+        database.execute("USE memory")
+        database.execute("DETACH smaller")
+        database.execute("DETACH cache")
+        if not any(log.exists() and log.stat().st_size for log in logs):
+            smaller.replace(path)
+    finally:
+        smaller.unlink(missing_ok=True)
+        logs[1].unlink(missing_ok=True)
+
+
+def _hashes(
+    database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, first: int, last: int
+) -> pa.Array:
+    """The hashes held whose first byte is `first` or more, and less than `last`."""
+    if not _has_table(database, space):
+        return pa.array([], CONTENT_HASH_TYPE)
+    bounds = [bytes([first]), bytes([last]) if last < 256 else b"\xff" * (HASH_BYTES + 1)]
+    held = database.sql(
+        f"SELECT DISTINCT content_hash FROM {_table(space)} "
+        "WHERE content_hash >= ?::BLOB AND content_hash < ?::BLOB "
+        f"AND octet_length(content_hash) = {HASH_BYTES}",
+        params=bounds,
+    ).to_arrow_table()
+    return held["content_hash"].combine_chunks().cast(CONTENT_HASH_TYPE)
+
+
+def _count(
+    database: duckdb.DuckDBPyConnection, source: str, parameters: Sequence[float] = ()
+) -> int:
+    ((count,),) = database.execute(f"SELECT count(*) {source}", [*parameters]).fetchall()
+    return count
+
+
+def _entry_bytes(space: EmbeddingSpace) -> int:
+    return HASH_BYTES + 4 * space.dimension + 8
 
 
 def _table(space: EmbeddingSpace) -> str:
@@ -289,14 +533,17 @@ def _has_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> bo
     )
 
 
-def _create_spaces_table(database: duckdb.DuckDBPyConnection) -> None:
+def _create_own_tables(database: duckdb.DuckDBPyConnection) -> None:
     database.execute("CREATE TABLE IF NOT EXISTS spaces (id VARCHAR, space VARCHAR)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS lookups (space VARCHAR, day DATE, hits BIGINT, misses BIGINT)"
+    )
 
 
 def _create_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> None:
     if _has_table(database, space):
         return
-    _create_spaces_table(database)
+    _create_own_tables(database)
     database.execute("INSERT INTO spaces VALUES (?, ?)", [space.id, space.to_json()])
     database.execute(
         f"CREATE TABLE {_table(space)} (content_hash BLOB, vector BLOB, created TIMESTAMP)"

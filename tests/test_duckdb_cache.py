@@ -140,7 +140,8 @@ def test_any_file_name_is_only_a_name(tmp_path, name):
         assert not cache.contains(SPACE, hashes(1)).any()
         cache.put(SPACE, hashes(1), vectors(1))
         assert cache.get(SPACE, hashes(1)).found.all()
-    assert len(list(tmp_path.iterdir())) <= 3  # the file, its lock, and the damaged one
+    # The file, its log and its lock; the damaged one and its log.
+    assert len(list(tmp_path.iterdir())) <= 5
 
 
 def test_another_resource_on_the_same_file_sees_what_was_put(cache):
@@ -378,6 +379,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def healthy_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("healthy") / "cache.duckdb"
     DuckDBEmbeddingCache(path=str(path)).put(SPACE, hashes(*range(9000)), vectors(*range(9000)))
+    with duckdb.connect(path):  # closing moves what is in the log into the file
+        pass
     return path.read_bytes()
 
 
@@ -403,12 +406,12 @@ def test_a_damaged_file_is_set_aside_and_a_new_cache_starts(
     assert_answers_correctly(cache, range(9000))  # may be what shows the damage
     cache.put(SPACE, hashes(*range(9000)), vectors(*range(9000)))
     assert assert_answers_correctly(cache, range(9000)) == 9000
-    if operation == "put":
-        assert len(damaged_files(cache)) <= 1  # a put into new pages need not meet old ones
+    if operation == "put" or damage == "last byte missing":
+        assert len(damaged_files(cache)) <= 1  # what is damaged need not have been read
         return
     (aside,) = damaged_files(cache)
     assert any(aside.name in w and "will be embedded again" in w for w in warnings)
-    if damage not in ("cut in half", "last byte missing"):
+    if damage != "cut in half":
         assert aside.read_bytes() == damaged
 
 
