@@ -61,7 +61,7 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
                     },
                 )
         context.log.info(total.summary())
-        return dg.MaterializeResult(check_results=checks.results(total))
+        return dg.MaterializeResult(check_results=checks.results(total, context.instance))
 
     return embeddings
 
