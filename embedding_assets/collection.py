@@ -36,6 +36,16 @@ class Collection:
     def embedder_key(self) -> str:
         return f"{self.name}_embedder"
 
+    @property
+    def resource_keys(self) -> set[str]:
+        return {
+            self.source_key,
+            self.embedder_key,
+            "artifact_store",
+            "embedding_cache",
+            "vector_store",
+        }
+
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
@@ -54,13 +64,7 @@ class Collection:
                 if per_run is None
                 else dg.BackfillPolicy.multi_run(per_run)
             ),
-            required_resource_keys={
-                self.source_key,
-                self.embedder_key,
-                "artifact_store",
-                "embedding_cache",
-                "vector_store",
-            },
+            required_resource_keys=self.resource_keys,
             **options,
         )
 

@@ -9,8 +9,8 @@ from typing import Any
 import dagster as dg
 
 _RECORDS_PER_QUERY = 1_000
-_PARTITIONS_PER_POINT = 100
-"""A run over thousands of partitions becomes several points of a plot."""
+_PIECES = 100
+"""A run over many partitions becomes several points of a plot, in the order of its work."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _records(instance: dg.DagsterInstance, asset: dg.AssetKey, limit: int) -> It
 
 
 def by_run(materializations: Sequence[PartitionNumbers]) -> list[RunNumbers]:
-    """Sums per run.
+    """Sums over runs; those over many partitions in pieces.
 
     Args:
         materializations: newest first.
@@ -78,10 +78,11 @@ def by_run(materializations: Sequence[PartitionNumbers]) -> list[RunNumbers]:
         Oldest first.
     """
     points = []
+    size = -(-len(materializations) // _PIECES)
     for run_id, group in groupby(reversed(materializations), key=attrgetter("run_id")):
         partitions = list(group)
-        for start in range(0, len(partitions), _PARTITIONS_PER_POINT):
-            part = partitions[start : start + _PARTITIONS_PER_POINT]
+        for start in range(0, len(partitions), size):
+            part = partitions[start : start + size]
             sums: dict[str, float] = {}
             for entry in part:
                 for name, value in entry.numbers.items():
