@@ -191,7 +191,7 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     page.set_viewport_size({"width": 1900, "height": 600})
     page.goto(_graph('key:"peps/*"'))
     page.get_by_text("Hide navigation").click()
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(3000)  # for the picture alone: the graph moves into its place
     picture("assets")
 
 
