@@ -72,6 +72,9 @@ VECTORS = pa.schema([("content_hash", _HASH), ("vector", pa.binary())])
 """One row a distinct content hash; raw little-endian float32. Schema metadata `space`."""
 
 
+QUARANTINE_FILE = "quarantine.parquet"
+
+
 def documents_key(collection: str, partition: str) -> str:
     return f"{collection}/documents/{partition}/documents.parquet"
 
@@ -79,7 +82,7 @@ def documents_key(collection: str, partition: str) -> str:
 def documents_quarantine_key(collection: str, partition: str | None) -> str:
     """The refused documents of one partition; None: those that belong to no partition."""
     folder = f"{partition}/" if partition is not None else ""
-    return f"{collection}/documents/{folder}quarantine.parquet"
+    return f"{collection}/documents/{folder}{QUARANTINE_FILE}"
 
 
 def chunks_key(collection: str, partition: str) -> str:
@@ -100,7 +103,7 @@ def fallback_vectors_key(collection: str, partition: str) -> str:
 
 
 def embeddings_quarantine_key(collection: str, partition: str) -> str:
-    return f"{collection}/embeddings/{partition}/quarantine.parquet"
+    return f"{collection}/embeddings/{partition}/{QUARANTINE_FILE}"
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -13,6 +13,7 @@ from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.evaluation import Evaluation, evaluate, load_qrels, load_queries
 from embedding_assets.search import rank_documents
 from embedding_assets.settings import EvaluationSettings
+from embedding_assets.trends import trend
 from resources.content_identity import content_hash
 from resources.embedding_cache import valid_vectors
 
@@ -63,7 +64,7 @@ class DocumentChecks:
 
 
 class EmbeddingChecks:
-    """Throughput, cache hit rate and error rate of a run, against the collection's thresholds."""
+    """Throughput, cache hit rate, error rate of a run: against thresholds and the last runs."""
 
     def __init__(self, collection: Collection) -> None:
         self._asset = collection.asset_key("embeddings")
@@ -87,8 +88,27 @@ class EmbeddingChecks:
             metadata={"least_cosine": dg.MetadataValue.float(drift.cosine)},
         )
 
-    def results(self, numbers: "EmbeddingNumbers", canaries: Canaries) -> list[dg.AssetCheckResult]:
+    def results(
+        self, numbers: "EmbeddingNumbers", canaries: Canaries, instance: dg.DagsterInstance
+    ) -> list[dg.AssetCheckResult]:
+        """The checks of a run; `instance` has the results of those before it."""
         limits = self._thresholds
+
+        def result(
+            name: str, passed: bool, allowed: float, metadata: dict[str, Any]
+        ) -> dg.AssetCheckResult:
+            against_last_runs = trend(
+                instance, dg.AssetCheckKey(self._asset, name), metadata, allowed=allowed
+            )
+            fails = name == "error_rate" and not passed
+            return dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name=name,
+                passed=passed and not against_last_runs.worse,
+                severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
+                metadata={**metadata, **against_last_runs.metadata()},
+            )
+
         return [
             dg.AssetCheckResult(
                 asset_key=self._asset,
@@ -103,25 +123,22 @@ class EmbeddingChecks:
                     "min_cosine": MIN_COSINE,
                 },
             ),
-            dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name="throughput",
-                passed=not numbers.embedded
-                or numbers.chunks_per_second >= limits.min_chunks_per_second,
-                severity=dg.AssetCheckSeverity.WARN,
-                metadata={
+            result(
+                "throughput",
+                not numbers.embedded or numbers.chunks_per_second >= limits.min_chunks_per_second,
+                limits.max_throughput_drop,
+                {
                     "chunks_per_second": numbers.chunks_per_second,
                     "tokens_per_second": numbers.tokens_per_second,
                     "embedded": numbers.embedded,
                     "min_chunks_per_second": limits.min_chunks_per_second,
                 },
             ),
-            dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name="cache_hit_rate",
-                passed=numbers.cache_hit_rate >= limits.min_cache_hit_rate,
-                severity=dg.AssetCheckSeverity.WARN,
-                metadata={
+            result(
+                "cache_hit_rate",
+                numbers.cache_hit_rate >= limits.min_cache_hit_rate,
+                limits.max_cache_hit_rate_drop,
+                {
                     "cache_hit_rate": numbers.cache_hit_rate,
                     "cache_hits": numbers.cache_hits,
                     "cache_misses": numbers.cache_misses,
@@ -129,14 +146,14 @@ class EmbeddingChecks:
                     "min_cache_hit_rate": limits.min_cache_hit_rate,
                 },
             ),
-            dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name="error_rate",
-                passed=numbers.error_rate <= limits.max_error_rate,
-                severity=dg.AssetCheckSeverity.ERROR,
-                metadata={
+            result(
+                "error_rate",
+                numbers.error_rate <= limits.max_error_rate,
+                limits.max_error_rate_rise,
+                {
                     "error_rate": numbers.error_rate,
                     "errors": numbers.errors,
+                    "texts": numbers.cache_misses,
                     "max_error_rate": limits.max_error_rate,
                     "examples": "; ".join(numbers.error_examples[:_EXAMPLES]) or "none",
                 },

@@ -40,6 +40,17 @@ class Collection:
     def fallback_key(self) -> str:
         return f"{self.name}_fallback"
 
+    @property
+    def resource_keys(self) -> set[str]:
+        return {
+            self.source_key,
+            self.embedder_key,
+            "artifact_store",
+            "embedding_cache",
+            "vector_store",
+            *([self.fallback_key] if self.settings.fallback else []),
+        }
+
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
@@ -58,14 +69,7 @@ class Collection:
                 if per_run is None
                 else dg.BackfillPolicy.multi_run(per_run)
             ),
-            required_resource_keys={
-                self.source_key,
-                self.embedder_key,
-                "artifact_store",
-                "embedding_cache",
-                "vector_store",
-                *([self.fallback_key] if self.settings.fallback else []),
-            },
+            required_resource_keys=self.resource_keys,
             **options,
         )
 

@@ -1,4 +1,4 @@
-"""`EmbeddingCollection`: one YAML file becomes four assets, their checks and their resources."""
+"""`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
 import os
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import deduplicated_chunks_asset
 from embedding_assets.documents import documents_asset
 from embedding_assets.embeddings import embeddings_asset
+from embedding_assets.reports import report_asset
 from embedding_assets.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
 from embedding_assets.vector_index import vector_index_asset
 from resources.artifact_store import FileArtifactStore
@@ -78,6 +79,7 @@ def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
             deduplicated_chunks_asset(collection),
             embeddings_asset(collection),
             vector_index_asset(collection),
+            report_asset(collection),
         ],
         resources=collection_resources(settings),
     )

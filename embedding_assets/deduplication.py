@@ -41,8 +41,8 @@ def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
     def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
         splitter = Splitter(collection.name, collection.settings.chunking, resources.embedder)
-        progress = Progress(context.log, "documents split")
         with RangeRun(context) as run, scratch() as database:
+            progress = Progress(context.log, "documents", partitions=len(run.partitions))
             for partition in run.partitions:
                 numbers = split_partition(
                     splitter, resources.artifacts, database, partition, progress
@@ -56,6 +56,7 @@ def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
                     partition,
                 )
                 run.finish(partition, numbers)
+            progress.finish()
         return dg.MaterializeResult()
 
     return deduplicated_chunks
@@ -204,15 +205,15 @@ def split_partition(
             with artifacts.reading(key) as previous:
                 if splitter.made(previous):
                     up_to_date = _keep(database, documents, previous)
+        (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
+        progress.begin(pq.read_metadata(documents).num_rows)
+        progress.advance(unchanged, unchanged=unchanged)
         split_now = 0
         for batch in _not_kept(database, documents):
             database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
             split_now += len(batch)
-            progress.advance(len(batch))
-    chunks, unchanged = database.row(
-        "SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh), "
-        "(SELECT count(DISTINCT document_id) FROM kept)"
-    )
+            progress.advance(len(batch), split=len(batch))
+    (chunks,) = database.row("SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh)")
     if split_now or not up_to_date:
         with artifacts.writing(key) as path:
             schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})

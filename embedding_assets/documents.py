@@ -146,7 +146,9 @@ def ingest(
             )
         )
         group = next(groups, None)
+        progress = Progress(log, "documents written", partitions=len(partitions))
         for partition in sorted(partitions):
+            progress.begin()
             rows: Iterable[pa.RecordBatch] = ()
             if group is not None and group[0] == partition:
                 rows = group[1]
@@ -155,7 +157,12 @@ def ingest(
                 group = next(groups, None)
             quarantined = _write_quarantine(database, artifacts, collection, partition)
             stored += numbers["documents"]
+            changes = {name: n for name, n in numbers.items() if name != "documents"}
+            progress.advance(numbers["documents"], **changes, errors=quarantined)
             finish(partition, {**numbers, "quarantined": quarantined})
+        (unplaced,) = database.row("SELECT count(*) FROM refusals WHERE partition IS NULL")
+        progress.advance(0, errors=unplaced)
+        progress.finish()
         _write_unplaced_quarantine(database, source, artifacts, collection, read_periods)
         reasons = database.rows("SELECT reason, count(*) FROM refusals GROUP BY reason")
         (elsewhere,) = database.row("SELECT count(*) FROM elsewhere")
@@ -183,7 +190,7 @@ def _spool(
     refusals = _Spool(database, "refusals", _REFUSALS)
     progress = Progress(log, "records read")
     for position, item in enumerate(source.read(read_periods)):
-        progress.advance()
+        progress.advance(errors=isinstance(item, Refusal))
         if isinstance(item, Refusal):
             refusals.add(
                 (None, item.reason.value, item.document_id, item.file, item.line, item.detail)

@@ -78,7 +78,8 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
                     },
                 )
         context.log.info(total.summary())
-        return dg.MaterializeResult(check_results=checks.results(total, providers.canaries))
+        results = checks.results(total, providers.canaries, context.instance)
+        return dg.MaterializeResult(check_results=results)
 
     return embeddings
 

@@ -259,6 +259,19 @@ class CheckSettings(Settings):
         description="Share of the index in the fallback's space above which the check fails; it "
         "warns above 0.",
     )
+    max_throughput_drop: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="The check warns when throughput is lower than the median of the last runs by "
+        "more than this share of it, and lower than in each of them. 1 switches it off.",
+    )
+    max_cache_hit_rate_drop: float = Field(
+        default=0.5, ge=0, le=1, description="The same for the hit rate, as a difference."
+    )
+    max_error_rate_rise: float = Field(
+        default=0.01, ge=0, le=1, description="The same for the error rate, when it rises."
+    )
 
 
 class BackfillSettings(Settings):

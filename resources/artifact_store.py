@@ -36,6 +36,10 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
     def exists(self, key: str) -> bool: ...
 
     @abstractmethod
+    def find(self, folder: str, name: str) -> list[str]:
+        """The keys under `folder` whose last part is `name`, sorted."""
+
+    @abstractmethod
     def reading(self, key: str) -> Any:
         """A context manager that yields a local `Path` with the artifact's bytes.
 
@@ -62,6 +66,12 @@ class FileArtifactStore(ArtifactStore):
 
     def exists(self, key: str) -> bool:
         return self._filesystem.exists(self._location(key))
+
+    def find(self, folder: str, name: str) -> list[str]:
+        self._filesystem.invalidate_cache()  # other processes write here too
+        root = self._location("")
+        paths = self._filesystem.find(self._location(folder))
+        return sorted(path[len(root) :] for path in paths if path.endswith(f"/{name}"))
 
     @contextmanager
     def reading(self, key: str) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,6 @@ from tests.fakes import CountingEmbedder
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
-
-
-@lru_cache
-def _instance() -> dg.DagsterInstance:
-    """One for all tests that look at no instance: to make one takes as long as a small run."""
-    return dg.DagsterInstance.ephemeral()
 
 
 @dataclass
@@ -68,6 +62,11 @@ class Pipeline:
         ).partitions_def
         assert self.partitions is not None
 
+    @cached_property
+    def _instance(self) -> dg.DagsterInstance:
+        """Of this pipeline alone: its checks compare with the runs that are recorded there."""
+        return dg.DagsterInstance.ephemeral()
+
     def run(
         self,
         first: str | None = None,
@@ -89,7 +88,7 @@ class Pipeline:
                 "dagster/asset_partition_range_start": first,
                 "dagster/asset_partition_range_end": last,
             },
-            instance=instance or _instance(),
+            instance=instance or self._instance,
             run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
             raise_on_error=raise_on_error,
         )

@@ -51,6 +51,15 @@ def test_what_was_written_is_read_and_replaced(store):
     assert everything(store) == ["documents.parquet"]
 
 
+def test_keys_are_found_by_folder_and_name(store):
+    assert store.find("peps", "quarantine.parquet") == []
+    keys = [f"peps/{at}/quarantine.parquet" for at in ("documents", "documents/2020", "embeddings")]
+    for key in (*keys, KEY, "peps2/documents/quarantine.parquet", "peps/x/no-quarantine.parquet"):
+        write(store, b"x", key)
+    assert store.find("peps", "quarantine.parquet") == sorted(keys)
+    assert store.find("peps/documents", "documents.parquet") == [KEY]
+
+
 def test_keys_do_not_touch_each_other(store):
     other = "peps/documents/2021/documents.parquet"
     write(store, b"2020")

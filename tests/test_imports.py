@@ -19,6 +19,7 @@ HEAVY = (
     "openai",
     "redis",
     "pandas",
+    "matplotlib",
 )
 UNSAFE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 
