@@ -428,7 +428,9 @@ def test_after_a_429_every_embedder_with_the_key_waits_as_long_as_the_server_say
     refused.wait(10)
     others = embedder(server, tmp_path)
     limiter = others._shared.limiter
+    deadline = time.monotonic() + 10
     while not limiter.paused:  # until the answer has arrived there
+        assert time.monotonic() < deadline, "the pause is not shared"
         time.sleep(0.005)
     others.embed(["two"])
     one.join(10)
@@ -519,12 +521,12 @@ def test_the_budget_stops_before_it_would_be_exceeded(
 ) -> None:
     ours = embedder(server, tmp_path, max_dollars=10.0)
 
-    def embed_without_end() -> None:
-        while True:
+    def embed_much() -> None:
+        for _ in range(20):
             ours.embed(["two words"])
 
     with pytest.raises(EmbeddingError, match="max_dollars") as caught:
-        embed_without_end()
+        embed_much()
     assert not caught.value.blames_text
     spent = sum(map(tokens, server.requests)) * price
     assert 8 <= spent <= 10
@@ -549,26 +551,28 @@ def test_max_dollars_without_a_price_sends_nothing(server: OpenAIServer, tmp_pat
     assert not server.requests
 
 
-def test_requests_in_flight_never_exceed_the_budget_together() -> None:
+@pytest.mark.parametrize(("spent", "fits"), [(0.3, True), (0.6, False)])
+def test_a_request_waits_until_those_in_flight_have_left_room_in_the_budget(
+    spent: float, fits: bool
+) -> None:
     budget = Budget(1.0)
-    spent = []
+    budget.reserve(0.6)
+    outcomes: list[bool] = []
 
-    def spend() -> None:
+    def reserve() -> None:
         try:
-            for _ in range(50):
-                budget.reserve(0.1)
-                budget.settle(0.1, 0.03)
-                spent.append(0.03)
+            budget.reserve(0.6)
+            outcomes.append(True)
         except EmbeddingError:
-            pass
+            outcomes.append(False)
 
-    threads = [threading.Thread(target=spend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    # What was set aside and not spent is used, down to the last request that fits.
-    assert 1.0 - 0.1 <= sum(spent) <= 1.0
+    second = threading.Thread(target=reserve)
+    second.start()
+    second.join(0.1)
+    assert second.is_alive(), "both together could exceed the budget"
+    budget.settle(0.6, spent)
+    second.join(10)
+    assert outcomes == [fits]
 
 
 # --- Concurrency ----------------------------------------------------------------------------------
