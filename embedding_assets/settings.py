@@ -198,11 +198,11 @@ class EmbedderSettings(Settings):
             raise ValueError(f"{self.model} has at most {most} dimensions, got {self.dimensions}")
         return self
 
-    @classmethod
-    def remote_fields(cls) -> set[str]:
+    @staticmethod
+    def remote_fields() -> set[str]:
         """The settings that only a server has."""
         common = {"provider", "model", "device", "precision", "flush_size"}
-        return set(cls.model_fields) - common
+        return set(EmbedderSettings.model_fields) - common
 
 
 class EvaluationSettings(Settings):

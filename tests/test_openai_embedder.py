@@ -755,36 +755,33 @@ from tests.test_openai_embedder import pipeline
 class Elsewhere:
     url = sys.argv[1]
 
-pipeline(Elsewhere(), Path(sys.argv[2])).run()
+pipeline(Elsewhere(), Path(sys.argv[2]), max_concurrency=1).run()
 """
 
 
 def test_a_killed_run_keeps_every_finished_request(tmp_path: Path) -> None:
-    killed = threading.Event()
-
-    def kill_at_the_fourth(request: Request) -> Answer:
-        if len(server.requests) == 4:
+    def kill_at_the_fifth(request: Request) -> Answer:
+        if len(server.requests) == 5:
             process.kill()
-            killed.set()
         return server.embeddings(request)
 
-    with OpenAIServer(always=kill_at_the_fourth) as server:
+    with OpenAIServer(always=kill_at_the_fifth) as server:
         process = subprocess.Popen(
             [sys.executable, "-c", _KILLED_RUN, server.url, str(tmp_path)],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
-        process.wait(120)
-        assert killed.is_set()
+        assert process.wait(120) < 0
+        # While the fifth is with the server, the fourth may be on its way into the cache.
         finished = {text for request in server.requests[:3] for text in request.texts}
         del server.requests[:]
         server.always = server.embeddings
         ours = pipeline(server, tmp_path)
-        # The same server, but at another path of time: nothing of the first three is sent again.
         assert ours.run().success
+        documents = {row["text"] for row in ours.rows()}
         again = {text for request in server.requests for text in request.texts}
-        assert len(finished) == 6
-        assert not finished & again
-        assert len(ours.rows()) == 12
+        assert len(finished) >= 3
+        assert len(documents) == 12
+        assert not finished & again & documents
 
 
 def test_a_spent_budget_keeps_what_is_embedded(
