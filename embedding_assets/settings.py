@@ -99,7 +99,9 @@ class ChunkingSettings(Settings):
         return self
 
 
-class EmbedderSettings(Settings):
+class ProviderSettings(Settings):
+    """Which model embeds, and where a server has it, how that is asked."""
+
     provider: Literal["local", "openai"] = Field(
         default="local",
         description="'local' runs a sentence-transformers model on this machine; 'openai' asks "
@@ -109,17 +111,6 @@ class EmbedderSettings(Settings):
         default="sentence-transformers/all-MiniLM-L6-v2",
         description="A sentence-transformers model: its name on the Hugging Face hub, or a folder. "
         "With provider 'openai' the name that the server knows.",
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="Arithmetic on the CPU; 'auto' takes bf16 where it is faster and stays "
-        "within cosine 0.9999 of fp32 on this machine.",
-    )
-    flush_size: int = Field(
-        default=1024, ge=1, description="Texts embedded between two durable writes to the cache."
     )
     base_url: str | None = Field(
         default=None,
@@ -168,7 +159,7 @@ class EmbedderSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _settings_are_of_the_provider(self) -> "EmbedderSettings":
+    def _settings_are_of_the_provider(self) -> "ProviderSettings":
         given = self.model_fields_set
         if self.provider == "local":
             if foreign := sorted(given & self.remote_fields()):
@@ -201,8 +192,21 @@ class EmbedderSettings(Settings):
     @staticmethod
     def remote_fields() -> set[str]:
         """The settings that only a server has."""
-        common = {"provider", "model", "device", "precision", "flush_size"}
-        return set(EmbedderSettings.model_fields) - common
+        return set(ProviderSettings.model_fields) - {"provider", "model"}
+
+
+class EmbedderSettings(ProviderSettings):
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic on the CPU; 'auto' takes bf16 where it is faster and stays "
+        "within cosine 0.9999 of fp32 on this machine.",
+    )
+    flush_size: int = Field(
+        default=1024, ge=1, description="Texts embedded between two durable writes to the cache."
+    )
 
 
 class EvaluationSettings(Settings):

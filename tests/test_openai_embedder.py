@@ -787,16 +787,18 @@ def test_a_killed_run_keeps_every_finished_request(tmp_path: Path) -> None:
 def test_a_spent_budget_keeps_what_is_embedded(
     server: OpenAIServer, tmp_path: Path, price: float
 ) -> None:
-    del price
-    ours = pipeline(server, tmp_path, max_dollars=70.0)
+    ours = pipeline(server, tmp_path, documents=120, max_dollars=400.0)
     assert not ours.run(raise_on_error=False).success
     first = {text for request in server.requests for text in request.texts}
-    assert 0 < len(first) < 12
+    assert sum(map(tokens, server.requests)) * price <= 400
     del server.requests[:]
-    richer = pipeline(server, tmp_path)
+    richer = pipeline(server, tmp_path, documents=120)
     assert richer.run().success
-    assert not first & {text for request in server.requests for text in request.texts}
-    assert len(richer.rows()) == 12
+    documents = {row["text"] for row in richer.rows()}
+    assert len(documents) == 120
+    assert 10 < len(first & documents) < 120
+    again = {text for request in server.requests for text in request.texts}
+    assert not first & again & documents
 
 
 def test_a_refused_text_is_in_the_quarantine_of_the_run(
