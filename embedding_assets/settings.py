@@ -101,6 +101,8 @@ class ChunkingSettings(Settings):
 
 
 class EmbedderSettings(Settings):
+    """Which model embeds, and where a server has it, how that is asked."""
+
     provider: Literal["local", "openai"] = Field(
         default="local",
         description="'local' runs a sentence-transformers model on this machine; 'openai' asks "

@@ -371,7 +371,7 @@ class OpenAIEmbedder(Embedder):
             return self._shared.limiter.acquire(tokens)
         except LimitError as error:
             raise EmbeddingError(
-                "rate limit",
+                "settings",
                 f"{error}. Raise tokens_per_minute or requests_per_minute, or lower "
                 "chunking.max_tokens",
             ) from error

@@ -351,14 +351,13 @@ def test_after_an_outage_redis_grants_nothing_for_a_window(
     limiter.acquire(1)
     own_redis.stop()
     limiter.acquire(1)
-    alone = time.monotonic()
     own_redis.start()
+    other = of_redis(own_redis, tmp_path, window=30.0)
+    assert not other.paused
     while limiter._away_since is not None:
         limiter._step({})
         time.sleep(0.005)
-    other = of_redis(own_redis, tmp_path)
-    other.acquire(1)
-    assert time.monotonic() - alone >= 0.5
+    assert other.paused > 0
 
 
 def test_a_flushed_redis_is_taken_as_a_spent_budget(own_redis: RedisServer, tmp_path: Path) -> None:
@@ -382,7 +381,6 @@ def test_a_foreign_value_under_the_key_grants_no_more_than_the_share(
     began = time.monotonic()
     limiter.acquire(1)
     assert time.monotonic() - began >= 0.5
-    assert waits(limiter) or not waits(limiter)
     assert (tmp_path / "share.json").exists()
 
 
