@@ -295,7 +295,9 @@ def test_text_that_alone_does_not_fit_is_blamed_and_others_still_embed(tmp_path,
     model = load(save_model(tmp_path / "model"), tmp_path, batch_tokens=800)
     expected = model.embed(SENTENCES).vectors
     small_device.limit = 40
-    long = [row for row, count in enumerate(model.tokenize(SENTENCES).lengths) if count > 40]
+    long = [
+        row for row, count in enumerate(model._tokens.tokenize(SENTENCES).lengths) if count > 40
+    ]
     with pytest.raises(EmbeddingError, match=r"Text \d+ of 24 \(48 tokens\) alone") as caught:
         model.embed(SENTENCES)
     assert int(str(caught.value).split()[1]) in long

@@ -1,6 +1,7 @@
 """Texts to token ids, cut exactly as the model would cut them, and token ids to batches."""
 
-from collections.abc import Iterator, Sequence
+import queue
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -139,6 +140,33 @@ class TextTokenizer:
                     "tokenize", f"Text {position} of {len(inputs)} cannot be tokenized: {cause}"
                 )
         return EmbeddingError("tokenize", f"The texts cannot be tokenized: {error}")
+
+
+class TokenizerPool:
+    """`TextTokenizer` for several threads; kept, for large vocabularies load slowly."""
+
+    def __init__(
+        self, new_tokenizer: Callable[[], Tokenizer], max_tokens: int, truncation_side: str
+    ) -> None:
+        """Args:
+        new_tokenizer: makes one that nobody else uses.
+        max_tokens, truncation_side: as in `TextTokenizer`.
+        """
+        self._new = lambda: TextTokenizer(new_tokenizer(), max_tokens, truncation_side)
+        self._idle: queue.LifoQueue[TextTokenizer] = queue.LifoQueue()
+
+    def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
+        """Raises:
+        EmbeddingError: a text cannot be tokenized.
+        """
+        try:
+            tokenizer = self._idle.get_nowait()
+        except queue.Empty:
+            tokenizer = self._new()
+        try:
+            return tokenizer.tokenize(texts, prompt)
+        finally:
+            self._idle.put(tokenizer)
 
 
 def positions(lengths: np.ndarray) -> np.ndarray:

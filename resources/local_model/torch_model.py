@@ -1,10 +1,8 @@
 """A sentence-transformers model through torch: on a GPU, or where OpenVINO cannot run it."""
 
-import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,12 @@ from resources.local_model.model_files import ModelFiles
 from resources.local_model.openvino_model import MIN_COSINE, SelfCheck, check_vectors
 from resources.local_model.packed_attention import PackedModel
 from resources.local_model.packed_engine import PackedEngine, out_of_memory
-from resources.local_model.token_batches import TextTokenizer, TokenizedTexts, token_batches
+from resources.local_model.token_batches import (
+    TextTokenizer,
+    TokenizedTexts,
+    TokenizerPool,
+    token_batches,
+)
 from resources.local_model.token_budget import TokenBudget, remembered_budget, search_budget
 
 BATCH_TOKENS = 65_536
@@ -69,7 +72,9 @@ class TorchModel:
         self._unpacked_because = ""
         self._engine: PackedEngine | None = None
         self._lock = threading.Lock()
-        self._tokenizers: queue.LifoQueue[TextTokenizer] = queue.LifoQueue()
+        settings = (space.max_tokens, files.truncation_side)
+        self._tokens = TextTokenizer(files.tokenizer(), *settings)
+        self._tokenizers = TokenizerPool(files.tokenizer, *settings)
         self._exact_model: Any = None
         self._budget = TokenBudget(batch_tokens or BATCH_TOKENS)
         self._load(precision)
@@ -82,16 +87,9 @@ class TorchModel:
         EmbeddingError: a text cannot be tokenized, torch failed, or one text alone does not fit
             in memory.
         """
-        tokenized = self.tokenize(texts, prompt)
+        tokenized = self._tokenizers.tokenize(texts, prompt)
         vectors = self.embed_tokenized(texts, prompt, tokenized)
         return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
-
-    def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
-        """Raises:
-        EmbeddingError: a text cannot be tokenized.
-        """
-        with self._tokenizer() as tokenizer:
-            return tokenizer.tokenize(texts, prompt)
 
     def embed_tokenized(
         self, texts: Sequence[str], prompt: str, tokenized: TokenizedTexts
@@ -160,8 +158,7 @@ class TorchModel:
             self._unpacked_because = "CUDA's packed attention takes no fp32"
             return False
         try:
-            with self._tokenizer() as tokenizer:
-                packed = PackedModel(self._model, tokenizer)
+            packed = PackedModel(self._model, self._tokens)
             self._model[0].to(self._dtype)  # pooling and what follows stay in fp32
             self._engine = PackedEngine(packed, self._device, self._space.dimension, self._budget)
             self._reference_vectors()
@@ -186,7 +183,7 @@ class TorchModel:
     def _reference_vectors(self) -> np.ndarray:
         """What this model makes of the reference texts, with no help for what overflows."""
         if self._engine is not None:
-            return self._engine.embed(self.tokenize(REFERENCE_TEXTS))
+            return self._engine.embed(self._tokens.tokenize(REFERENCE_TEXTS))
         return self._encode(list(REFERENCE_TEXTS), "")
 
     def _found_budget(self, engine: PackedEngine, cache: Path | None) -> int:
@@ -222,20 +219,6 @@ class TorchModel:
 
         key = f"{torch.cuda.get_device_name()}, {self._space.weights}, {self.precision}"
         return remembered_budget(cache and cache / "token_budgets.json", key, search)
-
-    @contextmanager
-    def _tokenizer(self) -> Iterator[TextTokenizer]:
-        """One that no other thread uses; they are kept, for large vocabularies load slowly."""
-        try:
-            tokenizer = self._tokenizers.get_nowait()
-        except queue.Empty:
-            tokenizer = TextTokenizer(
-                self._files.tokenizer(), self._space.max_tokens, self._files.truncation_side
-            )
-        try:
-            yield tokenizer
-        finally:
-            self._tokenizers.put(tokenizer)
 
     def _embed_padded(self, texts: Sequence[str], prompt: str, lengths: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(texts), self._space.dimension), dtype=np.float32)
