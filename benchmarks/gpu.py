@@ -303,8 +303,8 @@ def main() -> None:
     parser.add_argument("--only", choices=[size.name for size in SIZES], action="append")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    if options.device == "cuda":
-        visible_gpus()  # says what is missing
+    if options.device == "cuda" and not visible_gpus():
+        parser.error("torch sees no CUDA device here")
     about = machine(options.device)
     peak = matrix_peak(options.device)
     results = {"matrix product": [Figure("measured peak", f"{peak / 1e12:,.1f} TFLOP/s")]}

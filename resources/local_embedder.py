@@ -81,7 +81,7 @@ class LocalEmbedder(Embedder):
     def concurrency(self) -> int:
         """Calls of `embed` at a time that keep all devices and the tokenizer busy."""
         device = _available_device(self.device)
-        return CALLS_PER_GPU * len(visible_gpus()) if device == "cuda" else 1
+        return max(1, CALLS_PER_GPU * len(visible_gpus())) if device == "cuda" else 1
 
     def new_tokenizer(self) -> Tokenizer:
         return self._files.tokenizer()

@@ -135,17 +135,21 @@ def test_gpus_are_those_that_this_process_may_see(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert list(visible_gpus().values()) == [
-        {"CUDA_VISIBLE_DEVICES": "3"},
-        {"CUDA_VISIBLE_DEVICES": "5"},
-    ]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == {
-        "GPU 0 (H200)": {"CUDA_VISIBLE_DEVICES": "0"},
-        "GPU 1 (H200)": {"CUDA_VISIBLE_DEVICES": "1"},
+        "GPU 3": {"CUDA_VISIBLE_DEVICES": "3"},
+        "GPU 5": {"CUDA_VISIBLE_DEVICES": "5"},
     }
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert list(visible_gpus()) == ["GPU 0", "GPU 1"]
+    assert LocalEmbedder(device="cuda").concurrency == 12
+
+
+def test_cuda_without_a_device_is_explained(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(resources.local_embedder, "visible_gpus", dict)
+    embedder = LocalEmbedder(model=str(folder), model_cache=str(tmp_path), device="cuda")
+    with pytest.raises(EmbeddingError, match="sees no CUDA device here"):
+        embedder.embed(["hello"])
 
 
 def test_embedder_on_cuda_goes_through_workers(folder, tmp_path, monkeypatch):

@@ -128,8 +128,15 @@ class DeviceWorkers:
         devices: a name for people of each device, and the environment variables that select it.
 
         Raises:
-            EmbeddingError: a worker could not load the model; the error names its device.
+            EmbeddingError: a worker could not load the model (the error names its device), or there
+            is no device.
         """
+        if not devices:
+            raise EmbeddingError(
+                "load",
+                "torch sees no CUDA device here. Set device to cpu, or install a build of torch "
+                "for CUDA and a driver that it can use.",
+            )
         self._settings = settings
         self._tokenizers = TokenizerPool(
             settings.files.tokenizer, settings.space.max_tokens, settings.files.truncation_side
@@ -197,27 +204,13 @@ class DeviceWorkers:
 
 
 def visible_gpus() -> dict[str, dict[str, str]]:
-    """The CUDA devices of this process, for `DeviceWorkers`.
-
-    Raises:
-        EmbeddingError: there is none.
-    """
+    """The CUDA devices that this process may use, for `DeviceWorkers`; empty if there are none."""
     import torch
 
-    count = torch.cuda.device_count()
-    if not count:
-        raise EmbeddingError(
-            "load",
-            f"torch {torch.__version__} sees no CUDA device. Set device to cpu, or install a build "
-            "of torch for CUDA and a driver that it can use.",
-        )
-    # Numbers count within what this process was allowed to see.
+    count = torch.cuda.device_count()  # asks no more: this process needs no memory on a GPU
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     ids = allowed[:count] if len(allowed) >= count and allowed[0] else map(str, range(count))
-    return {
-        f"GPU {number} ({torch.cuda.get_device_name(number)})": {"CUDA_VISIBLE_DEVICES": device}
-        for number, device in enumerate(ids)
-    }
+    return {f"GPU {device}": {"CUDA_VISIBLE_DEVICES": device} for device in ids}
 
 
 class _Worker:

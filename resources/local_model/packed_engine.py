@@ -18,9 +18,12 @@ IN_FLIGHT = 3
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch says that the device's memory is full: not all backends use its own class."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+    said = str(error).lower()
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in said
+        or "cublas_status_alloc_failed" in said
+    )
 
 
 @dataclass
