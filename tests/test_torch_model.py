@@ -107,7 +107,7 @@ def test_default_model_packed_equals_padded_at_all_lengths(tmp_path):
     model = load(folder, tmp_path)
     batch = model.embed(MIXED)
     expected = padded_reference(folder, MIXED)
-    assert "packed" in str(model)
+    assert ", packed, " in str(model)
     assert (np.min(batch.tokens), np.max(batch.tokens)) == (2, 256)
     assert cosines(batch.vectors, expected).min() >= 1 - 1e-6
     np.testing.assert_allclose(batch.vectors, expected, atol=2e-6)
@@ -120,7 +120,7 @@ def test_architecture_is_packed_and_equals_the_padded_reference(kind, tmp_path):
     folder = save_kind(tmp_path / "model", kind)
     model = load(folder, tmp_path)
     batch = model.embed(MIXED)
-    assert "packed" in str(model), str(model)
+    assert ", packed, " in str(model), str(model)
     assert batch.tokens.max() == LIMIT
     assert cosines(batch.vectors, padded_reference(folder, MIXED)).min() >= 1 - 1e-6
 
@@ -131,7 +131,7 @@ def test_layout_packed_equals_the_padded_reference(layout, tmp_path):
     model = load(folder, tmp_path)
     vectors = model.embed(SENTENCES).vectors
     expected = padded_reference(folder, SENTENCES)
-    assert "packed" in str(model), str(model)
+    assert ", packed, " in str(model), str(model)
     assert vectors.shape == expected.shape
     np.testing.assert_allclose(vectors, expected, atol=2e-4, rtol=1e-3)
     assert cosines(vectors, expected).min() >= 1 - 1e-6
@@ -195,6 +195,7 @@ def test_prompts_are_packed_with_their_texts(tmp_path):
     model = load(folder, tmp_path)
     vectors = model.embed(SENTENCES, "a text: ").vectors
     expected = padded_reference(folder, [f"a text: {text}" for text in SENTENCES])
+    assert ", packed, " in str(model), str(model)
     assert cosines(vectors, expected).min() >= 1 - 1e-6
 
 
@@ -238,7 +239,7 @@ def test_auto_takes_the_first_type_that_holds_the_self_check(tmp_path, monkeypat
     monkeypatch.setitem(torch_model.MIN_COSINE, "bf16", 0.99)
     model = TorchModel(files, space_of(files, tmp_path), "cpu", "auto", 600, packed=True)
     assert tried == ["fp16", "fp16", "bf16"]  # packed and padded
-    assert "in bf16, packed" in str(model)
+    assert "in bf16, packed, " in str(model)
     vectors = model.embed(SENTENCES).vectors
     assert cosines(vectors, padded_reference(folder, SENTENCES)).min() >= 0.99
 
