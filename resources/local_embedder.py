@@ -14,13 +14,15 @@ from tokenizers import Tokenizer
 
 from resources.embedder import Embedder, EmbeddingBatch, Role
 from resources.embedding_space import EmbeddingSpace
+from resources.local_model.device_workers import DeviceWorkers, WorkerSettings, visible_gpus
 from resources.local_model.model_compiler import UnsupportedModelError
 from resources.local_model.model_files import DEFAULT_MODEL, FileHashes, ModelFiles, find_model
 from resources.local_model.openvino_model import OpenVINOModel, load_openvino_model
 from resources.local_model.torch_model import TorchModel
 
 CPU_BATCH_TOKENS = 768
-GPU_BATCH_TOKENS = 65_536
+CALLS_PER_GPU = 6
+"""Three batches are on their way through a GPU while as many are tokenized or stored."""
 
 
 class LocalEmbedder(Embedder):
@@ -37,12 +39,14 @@ class LocalEmbedder(Embedder):
         default="data/models", description="Folder of compiled models; may be deleted at any time."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
+        default="auto",
+        description="'auto' takes CUDA if there is such a device, else the CPU. 'cuda' uses all "
+        "GPUs that CUDA_VISIBLE_DEVICES shows, one process each.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="Arithmetic. 'auto' takes bf16 on a CPU where it is at least 10 % faster, and "
-        "fp16 on a CUDA device, if the vectors stay within cosine 0.9999 of fp32.",
+        "on CUDA the first of fp16, bf16 and fp32 whose vectors stay within cosine 0.9999 of fp32.",
     )
     max_tokens: int | None = Field(
         default=None,
@@ -58,7 +62,7 @@ class LocalEmbedder(Embedder):
         default=None,
         ge=1,
         description="Most tokens of a batch, padding included; by default "
-        f"{CPU_BATCH_TOKENS} on a CPU and {GPU_BATCH_TOKENS} on a GPU.",
+        f"{CPU_BATCH_TOKENS} on a CPU, and on a GPU what was found fastest there.",
     )
 
     @property
@@ -72,6 +76,12 @@ class LocalEmbedder(Embedder):
     @property
     def max_text_tokens(self) -> int:
         return self._files.token_limit - self.special_tokens - self._files.prompt_tokens
+
+    @property
+    def concurrency(self) -> int:
+        """Calls of `embed` at a time that keep all devices and the tokenizer busy."""
+        device = _available_device(self.device)
+        return max(1, CALLS_PER_GPU * len(visible_gpus())) if device == "cuda" else 1
 
     def new_tokenizer(self) -> Tokenizer:
         return self._files.tokenizer()
@@ -124,7 +134,7 @@ class LocalEmbedder(Embedder):
 
 @dataclass(frozen=True)
 class _LoadedModel:
-    model: OpenVINOModel | TorchModel
+    model: OpenVINOModel | TorchModel | DeviceWorkers
     note: str
 
 
@@ -141,9 +151,12 @@ def _load(
     precision: Literal["auto", "fp32", "bf16"],
     batch_tokens: int | None,
 ) -> _LoadedModel:
-    if device != "cpu":
-        chosen = ("fp16" if device == "cuda" else "fp32") if precision == "auto" else precision
-        model = TorchModel(files, space, device, chosen, batch_tokens or GPU_BATCH_TOKENS)
+    if device == "cuda":
+        settings = WorkerSettings(files, space, device, precision, batch_tokens, cache)
+        model = DeviceWorkers(settings, visible_gpus())
+        return _LoadedModel(model, model.check)
+    if device == "mps":
+        model = TorchModel(files, space, device, precision, batch_tokens)
         return _LoadedModel(model, str(model.check))
     batch_tokens = batch_tokens or CPU_BATCH_TOKENS
     try:

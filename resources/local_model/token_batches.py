@@ -1,7 +1,10 @@
 """Texts to token ids, cut exactly as the model would cut them, and token ids to batches."""
 
-from collections.abc import Iterator, Sequence
+import queue
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,14 +17,22 @@ class TokenizedTexts:
     """The token ids of n texts.
 
     Attributes:
-        ids: n arrays of int64, special tokens included, none longer than the model's limit.
-        lengths: shape (n,), int32; the lengths of `ids`.
+        tokens: shape (sum of lengths,), int64; the ids of all texts end to end, special tokens
+            included.
+        lengths: shape (n,), int32; none above the model's limit.
         truncated: shape (n,), int32; tokens that were cut off.
     """
 
-    ids: list[np.ndarray]
+    tokens: np.ndarray
     lengths: np.ndarray
     truncated: np.ndarray
+
+    @cached_property
+    def ids(self) -> list[np.ndarray]:
+        """The ids of each text: n views of `tokens`."""
+        ends = np.cumsum(self.lengths).tolist()
+        starts = [0, *ends[:-1]]
+        return [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 class TextTokenizer:
@@ -60,17 +71,46 @@ class TextTokenizer:
             encodings = self._tokenizer.encode_batch_fast(inputs, add_special_tokens=False)
         except Exception as error:
             raise self._explained(inputs, error) from error
-        ids = []
-        truncated = np.zeros(len(inputs), dtype=np.int32)
-        for row, encoding in enumerate(encodings):
-            content = np.array(encoding.ids, dtype=np.int64)
-            if len(content) > self._room:
-                truncated[row] = len(content) - self._room
-                left = self._truncation_side == "left"
-                content = content[truncated[row] :] if left else content[: self._room]
-            ids.append(np.concatenate((self._prefix, content, self._suffix)))
-        lengths = np.array([len(row) for row in ids], dtype=np.int32)
-        return TokenizedTexts(ids, lengths, truncated)
+        counts = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+        # Never an array for each text: that would cost as much as tokenizing it.
+        content = np.fromiter(
+            chain.from_iterable(encoding.ids for encoding in encodings),
+            dtype=np.int64,
+            count=int(counts.sum()),
+        )
+        truncated = np.maximum(counts - self._room, 0)
+        if truncated.any():
+            place = positions(counts)
+            if self._truncation_side == "left":
+                content = content[place >= np.repeat(truncated, counts)]
+            else:
+                content = content[place < self._room]
+        lengths = counts - truncated + len(self._prefix) + len(self._suffix)
+        return TokenizedTexts(
+            self._surrounded(lengths, self._prefix, content, self._suffix),
+            lengths.astype(np.int32),
+            truncated.astype(np.int32),
+        )
+
+    def token_types(self, lengths: np.ndarray) -> np.ndarray:
+        """Shape (sum of lengths,), int64; the type ids of texts end to end."""
+        before, within, after = self._types
+        return self._surrounded(lengths, before, within, after)
+
+    @staticmethod
+    def _surrounded(
+        lengths: np.ndarray, prefix: np.ndarray, content: np.ndarray, suffix: np.ndarray
+    ) -> np.ndarray:
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        first = starts[:, None] + np.arange(len(prefix))
+        last = ends[:, None] - len(suffix) + np.arange(len(suffix))
+        whole = np.empty(int(lengths.sum()), dtype=np.int64)
+        inside = np.ones(len(whole), dtype=bool)
+        inside[first] = inside[last] = False
+        whole[inside] = content
+        whole[first], whole[last] = prefix, suffix
+        return whole
 
     def padded(self, ids: Sequence[np.ndarray], pad_id: int) -> dict[str, np.ndarray]:
         """Pads to the longest, on the right.
@@ -78,22 +118,16 @@ class TextTokenizer:
         Returns:
             input_ids, attention_mask and token_type_ids, each of shape (n, longest), int64.
         """
-        shape = (len(ids), max(1, *map(len, ids)))  # a model takes at least one token
-        input_ids = np.full(shape, pad_id, dtype=np.int64)
-        attention_mask = np.zeros(shape, dtype=np.int64)
-        token_type_ids = np.zeros(shape, dtype=np.int64)
-        before, within, after = self._types
-        for row, sequence in enumerate(ids):
-            end = len(sequence)
-            input_ids[row, :end] = sequence
-            attention_mask[row, :end] = 1
-            if within or before.any() or after.any():
-                token_type_ids[row, : len(before)] = before
-                token_type_ids[row, len(before) : end - len(after)] = within
-                token_type_ids[row, end - len(after) : end] = after
+        lengths = np.array([len(row) for row in ids])
+        longest = max(1, int(lengths.max()))  # a model takes at least one token
+        mask = np.arange(longest) < lengths[:, None]
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        token_type_ids = np.zeros(mask.shape, dtype=np.int64)
+        input_ids[mask] = np.concatenate(ids)
+        token_type_ids[mask] = self.token_types(lengths)
         return {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": mask.astype(np.int64),
             "token_type_ids": token_type_ids,
         }
 
@@ -106,6 +140,39 @@ class TextTokenizer:
                     "tokenize", f"Text {position} of {len(inputs)} cannot be tokenized: {cause}"
                 )
         return EmbeddingError("tokenize", f"The texts cannot be tokenized: {error}")
+
+
+class TokenizerPool:
+    """`TextTokenizer` for several threads; kept, for large vocabularies load slowly."""
+
+    def __init__(
+        self, new_tokenizer: Callable[[], Tokenizer], max_tokens: int, truncation_side: str
+    ) -> None:
+        """Args:
+        new_tokenizer: makes one that nobody else uses.
+        max_tokens, truncation_side: as in `TextTokenizer`.
+        """
+        self._new = lambda: TextTokenizer(new_tokenizer(), max_tokens, truncation_side)
+        self._idle: queue.LifoQueue[TextTokenizer] = queue.LifoQueue()
+
+    def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
+        """Raises:
+        EmbeddingError: a text cannot be tokenized.
+        """
+        try:
+            tokenizer = self._idle.get_nowait()
+        except queue.Empty:
+            tokenizer = self._new()
+        try:
+            return tokenizer.tokenize(texts, prompt)
+        finally:
+            self._idle.put(tokenizer)
+
+
+def positions(lengths: np.ndarray) -> np.ndarray:
+    """Shape (sum of lengths,), int64; 0, 1, 2, … within each of texts that lie end to end."""
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
