@@ -18,8 +18,8 @@ from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache
 
 ONE_AT_A_TIME = "one text at a time, no cache"
 BATCHED = "batched, no cache"
-COLD = "cold cache"
-WARM = "warm cache"
+COLD = "cold cache: empty, 0 % repeats"
+WARM = "warm cache: all texts are in it"
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def measure_cache(
     ways: dict[str, Callable[[], float]] = {ONE_AT_A_TIME: singly, BATCHED: batched}
     ways[COLD] = partial(through_cache, COLD, texts, 0)
     ways[WARM] = partial(through_cache, WARM, texts, len(texts))
-    for share in shares:
+    for share in (share for share in shares if share > 0):
         way = f"{share} % repeats within the run, empty cache"
         ways[way] = partial(through_cache, way, with_repeats(texts, share), 0)
-    for share in shares:
+    for share in (share for share in shares if share < 100):
         way = f"{share} % of the texts in the cache"
         ways[way] = partial(through_cache, way, texts, len(texts) * share // 100)
     times = in_turn(ways, repeats)
