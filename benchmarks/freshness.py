@@ -79,11 +79,14 @@ def measure(documents: int, repeats: int, model_cache: str) -> dict[str, list[fl
 
         def fresh_process(expected: str) -> None:
             orders = [f"--folder={folder}", f"--model-cache={model_cache}"]
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.freshness", *orders, f"--expected={expected}"],
-                check=True,
-                stdout=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
             )
+            if done.returncode:
+                raise SystemExit(f"the run over {folder} failed: {done.stderr[-2000:]}")
 
         def changed() -> float:
             nonlocal round_number

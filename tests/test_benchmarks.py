@@ -9,6 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from benchmarks import engine, scale
+from benchmarks.__main__ import summary
 from benchmarks.batch_size import ENGINE
 from benchmarks.cache import (
     BATCHED,
@@ -19,6 +21,7 @@ from benchmarks.cache import (
     measure_cache,
     with_repeats,
 )
+from benchmarks.engine import ModelShape
 from benchmarks.measure import (
     Line,
     in_turn,
@@ -37,6 +40,7 @@ from embedding_assets.benchmark_assets import EMBEDDER_KEY, benchmark_definition
 from resources.artifact_store import FileArtifactStore
 from resources.duckdb_cache import DuckDBEmbeddingCache
 from tests.fakes import CountingEmbedder, fake_vector, word_piece_tokenizer
+from tests.pipeline import Pipeline, numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -245,3 +249,76 @@ def test_sentences_are_those_of_the_sample() -> None:
     assert len(set(sentences())) == len(sentences()) > 5_000
     assert "Now is better than never." in sentences()
     assert len(some_sentences(1_000)) == 1_000
+
+
+def test_operations_of_the_model_are_those_of_its_matrix_products() -> None:
+    import numpy as np
+
+    tokens, hidden, inner = 3, 4, 5
+    rows, shapes = np.ones((tokens, hidden)), [(hidden, hidden)] * 4
+    counted = sum(2 * rows.shape[0] * n * m for n, m in [*shapes, (hidden, inner), (inner, hidden)])
+    counted += 2 * (2 * tokens * hidden * tokens)  # queries with keys, weights with values
+    assert ModelShape(layers=2, hidden=hidden, intermediate=inner).flops(tokens) == 2 * counted
+
+
+def test_the_scale_benchmark_judges_time_per_chunk_peak_and_the_unchanged_run() -> None:
+    def cost(run: str, seconds: float, peak: float) -> dict[str, Any]:
+        return {"run": run, "asset": "a", "seconds": seconds, "peak_mb": peak, "written_mb": 1.0}
+
+    costs = {
+        10_000: [cost("first", 10, 900), cost("first", 10, 500), cost("unchanged", 1, 400)],
+        1_000_000: [cost("first", 2_500, 1_600), cost("unchanged", 40, 900)],
+    }
+    slower, peak, unchanged = scale.judge(scale.tables(costs)["Whole graph"])
+    assert (slower.measured, slower.kept) == (1.25, False)
+    assert (peak.measured, peak.kept) == (1_600, False)
+    assert (unchanged.measured, unchanged.kept) == (25_000, True)
+
+
+def test_the_corpus_of_the_scale_benchmark_has_one_chunk_of_a_kilobyte_a_document(
+    tmp_path: Path,
+) -> None:
+    scale.write_corpus(tmp_path / "corpus.jsonl", 50)
+    pipeline = Pipeline(
+        tmp_path,
+        str(tmp_path / "corpus.jsonl"),
+        embedder=scale.fake_embedder(),
+        settings={"partitions": {"by": "bucket", "count": 1}},
+    )
+    pipeline.run(assets=["documents", "deduplicated_chunks", "embeddings"])
+    sizes = [len(document["text"]) for document in pipeline.documents()]
+    assert 900 < sum(sizes) / len(sizes) < 1_200
+    assert numbers(pipeline.run(assets=["embeddings"]), "embeddings")["chunks"] == 50
+
+
+def test_the_cold_promises_are_judged_end_to_end() -> None:
+    def row(kind: str, contestant: str, **values: float) -> dict[str, Any]:
+        figures = {"× encode": 1.0, "share of oracle": 1.0, "share of matrix peak": 0.5}
+        return {"texts": kind, "contestant": contestant, "seconds": 61.0, **figures, **values}
+
+    rows = [
+        row("short", engine.ASSETS, **{"× encode": 3.1}),
+        row("short", engine.EMBED, **{"× encode": 9.0}),
+        row("short", engine.ASSETS_FP32, **{"× encode": 2.4, "1 − cosine": 2e-7}),
+        row("long", engine.ASSETS, **{"× encode": 2.6, "share of matrix peak": 0.8}),
+        row("long", engine.ORACLE),
+    ]
+    kept = {line.promise: line.kept for line in engine.judge_cold(rows)}
+    assert kept == {
+        "cold, end to end, short texts, against encode (batch 32, fp32)": True,
+        "cold, end to end, long texts, against encode (batch 32, fp32)": False,
+        "the same in fp32, short texts": False,
+        "deviation in fp32 (1 − cosine, in 10⁻⁶)": True,
+        "share of the oracle, end to end, short texts": True,
+        "share of the oracle, end to end, long texts": True,
+        "share of the matrix peak, end to end, long texts": True,
+    }
+
+
+def test_the_table_at_the_end_holds_the_promises_of_every_result(tmp_path: Path) -> None:
+    write_results("one", "One", {}, [Line("faster", 3.0, 2.0)], tmp_path)
+    write_results("two", "Two", {}, [Line("smaller", 3.0, 2.0, "MB", at_most=True)], tmp_path)
+    assert [(row["benchmark"], row["promise"], row["kept"]) for row in summary(tmp_path)] == [
+        ("one", "faster", "NO"),
+        ("two", "smaller", "yes"),
+    ]
