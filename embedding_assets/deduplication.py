@@ -204,15 +204,14 @@ def split_partition(
             with artifacts.reading(key) as previous:
                 if splitter.made(previous):
                     up_to_date = _keep(database, documents, previous)
+        (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
         split_now = 0
-        for batch in _not_kept(database, documents):
-            database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
-            split_now += len(batch)
-            progress.advance(len(batch))
-    chunks, unchanged = database.row(
-        "SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh), "
-        "(SELECT count(DISTINCT document_id) FROM kept)"
-    )
+        if unchanged < pq.read_metadata(documents).num_rows:
+            for batch in _not_kept(database, documents):
+                database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
+                split_now += len(batch)
+                progress.advance(len(batch))
+    (chunks,) = database.row("SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh)")
     if split_now or not up_to_date:
         with artifacts.writing(key) as path:
             schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})
