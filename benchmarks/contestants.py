@@ -15,6 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +267,15 @@ class SentenceTransformers(Contestant):
 
     batch_size = 32
 
-    def __init__(self, model_cache: str) -> None:
+    @cached_property
+    def model(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        super().__init__(model_cache)
         folder = str(find_model(DEFAULT_MODEL))
-        self.model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+        return SentenceTransformer(folder, device="cpu", local_files_only=True)
+
+    def prepare(self, texts: list[str]) -> None:
+        super().prepare(texts)
         self.encode(["warm up"])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

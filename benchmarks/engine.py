@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -135,7 +136,11 @@ def measure_cold(
     lengths = [min(256, len(encoding)) for encoding in tokenizer.encode_batch_fast(texts)]
     path = folder / "texts.json"
     path.write_text(json.dumps(texts))
-    facts = {name: worker.ask("prepare", texts=str(path)) for name, worker in running.items()}
+    facts = {}
+    for name, worker in running.items():
+        start = time.perf_counter()
+        facts[name] = worker.ask("prepare", texts=str(path))
+        print(f"{kind}, {name}: prepared in {time.perf_counter() - start:.1f} s", flush=True)
     deviations = _deviations(running, folder)
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     for number in range(options.repeats):
