@@ -45,11 +45,10 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) ## Run the benchmarks
-	$(BIN)/python -m benchmarks.embedder
-	$(BIN)/python -m benchmarks.chunking
-	$(BIN)/python -m benchmarks.stores
-	$(BIN)/python -m benchmarks.memory
+bench: $(INSTALLED) ## Run the benchmarks (BENCH=--quick: small and few rounds)
+	@$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,benchmarks]' || \
+		$(PIP) --editable '.[dev,benchmarks]'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## Remove what was installed and built; `data/` and Dagster's history stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

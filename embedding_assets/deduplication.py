@@ -206,13 +206,15 @@ def split_partition(
                 if splitter.made(previous):
                     up_to_date = _keep(database, documents, previous)
         (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
-        progress.begin(pq.read_metadata(documents).num_rows)
+        total = pq.read_metadata(documents).num_rows
+        progress.begin(total)
         progress.advance(unchanged, unchanged=unchanged)
         split_now = 0
-        for batch in _not_kept(database, documents):
-            database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
-            split_now += len(batch)
-            progress.advance(len(batch), split=len(batch))
+        if unchanged < total:
+            for batch in _not_kept(database, documents):
+                database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
+                split_now += len(batch)
+                progress.advance(len(batch), split=len(batch))
     (chunks,) = database.row("SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh)")
     if split_now or not up_to_date:
         with artifacts.writing(key) as path:
