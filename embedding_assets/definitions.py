@@ -7,11 +7,16 @@ import dagster as dg
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    from embedding_assets.automation.failure_sensor import failure_sensor
     from embedding_assets.component import shared_resources
 
     return dg.Definitions.merge(
         dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
         # Steps of a run share one process, so that a model is loaded once; runs are the unit of
         # parallelism.
-        dg.Definitions(resources=shared_resources(), executor=dg.in_process_executor),
+        dg.Definitions(
+            resources=shared_resources(),
+            sensors=[failure_sensor()],
+            executor=dg.in_process_executor,
+        ),
     )

@@ -50,6 +50,14 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
         The artifact appears, or is replaced, when the block ends; if it raises, nothing changes.
         """
 
+    @abstractmethod
+    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
+        """The keys in a folder (`prefix` ends with "/") and below it, sorted."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Removes an artifact; one that is not there is no error."""
+
 
 class FileArtifactStore(ArtifactStore):
     """A local folder, or any fsspec URL such as `s3://bucket/prefix`."""
@@ -94,6 +102,18 @@ class FileArtifactStore(ArtifactStore):
             self._filesystem.put_file(str(temporary), self._location(key))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
+        root = self._location("")
+        self._filesystem.invalidate_cache()
+        found = (location[len(root) :] for location in self._filesystem.find(root + prefix))
+        names = ((key, key.rpartition("/")[2]) for key in found)
+        # Hidden names are files that are being written.
+        return sorted(k for k, name in names if name.endswith(suffix) and name[0] != ".")
+
+    def remove(self, key: str) -> None:
+        if self.exists(key):
+            self._filesystem.rm_file(self._location(key))
 
     @cached_property
     def _filesystem_and_root(self) -> tuple[Any, str]:
