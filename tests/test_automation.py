@@ -15,6 +15,7 @@ import pytest
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
 from resources.notifier import LogNotifier, WebhookNotifier
+from tests.fakes import POISON, CountingEmbedder
 from tests.pipeline import ASSETS, Pipeline, write_jsonl
 
 DAILY = {
@@ -48,7 +49,7 @@ class Automated:
     def write(self, name: str, *documents: Mapping[str, Any]) -> Path:
         return write_jsonl(self.archive / name, documents)
 
-    def look(self, sensor: str, *, record: bool = True) -> dg.SensorResult | Any:
+    def look(self, sensor: str, *, record: bool = True) -> Any:
         """One tick; with `record=False` its outcome is lost, as when the daemon is killed."""
         name = f"corpus_{sensor}"
         with dg.build_sensor_context(
@@ -142,7 +143,10 @@ def test_a_document_that_gets_another_date_leaves_its_old_partition(automated: A
     automated.execute("source")
     automated.write("a.jsonl", document("a", 9), document("b", 2))
     assert automated.execute("source") == ["2024-01-09", "2024-01-01"]
-    assert [row["partition"] for row in automated.pipeline.rows()] == ["2024-01-09", "2024-01-02"]
+    assert {row["document_id"]: row["partition"] for row in automated.pipeline.rows()} == {
+        "a": "2024-01-09",
+        "b": "2024-01-02",
+    }
 
 
 def test_what_changes_and_changes_back_is_requested_both_times(automated: Automated) -> None:
@@ -292,9 +296,7 @@ def test_the_cursor_stays_small_and_two_inventories_are_kept(automated: Automate
 
 def test_a_failed_run_is_requested_again(automated: Automated) -> None:
     automated.write("a.jsonl", document("a", 1))
-    automated.pipeline.embedder = automated.pipeline.resources["corpus_embedder"]
-    broken = automated.pipeline.embedder.model_copy(update={"fails_always": True})
-    automated.pipeline.resources["corpus_embedder"] = broken
+    automated.pipeline.resources["corpus_embedder"] = CountingEmbedder(fails_always=True)
     assert automated.execute("source", succeed=False) == ["2024-01-01"]
     automated.pipeline.resources["corpus_embedder"] = automated.pipeline.embedder
     assert automated.execute("source") == []
@@ -326,8 +328,6 @@ def test_rows_lost_from_the_store_are_requested(automated: Automated) -> None:
 
 
 def test_documents_refused_by_the_embedder_are_no_difference(automated: Automated) -> None:
-    from tests.fakes import POISON
-
     automated.write("a.jsonl", document("a", 1), {**document("p", 1), "text": POISON})
     automated.execute("source")
     assert automated.requested("reconcile") == []
@@ -436,7 +436,7 @@ def webhook() -> Iterator[tuple[str, list[Any]]]:
             self.send_response(500 if "refuse" in self.path else 200)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None: ...
+        def log_message(self, format: str, *_: Any) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -2,15 +2,17 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
+from sys import intern
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
-from embedding_assets.settings import PartitionSettings
+from embedding_assets.settings import CollectionSettings, PartitionSettings
 from embedding_assets.source_state import SourceState, added, from_bytes, to_bytes
 from resources.artifact_store import ArtifactStore
 from resources.document_source import DocumentSource, Refusal, RefusalReason, SourceFile
@@ -20,6 +22,7 @@ EVERY_PARTITION = "*"
 _UNSURE = "?"
 """Begins the signature of a file that could not be read: it is read again at the next tick."""
 _RECORDS_BETWEEN_LOOKS = 1_000
+_ROWS_PER_BATCH = 4_096
 
 _SCHEMA = pa.schema(
     [
@@ -66,29 +69,35 @@ class Inventory:
         with artifacts.reading(key) as path, pq.ParquetFile(path) as parquet:
             metadata = parquet.schema_arrow.metadata or {}
             inventory.pending = [p for p in metadata[b"pending"].decode().split("\n") if p]
-            for batch in parquet.iter_batches():
+            for batch in parquet.iter_batches(batch_size=_ROWS_PER_BATCH):
                 for file, signature, partition, digest in zip(
                     *(column.to_pylist() for column in batch.columns), strict=True
                 ):
                     inventory.signatures[file] = signature
                     contents = inventory.contents.setdefault(file, {})
                     if partition is not None:
-                        contents[partition] = from_bytes(digest)
+                        contents[intern(partition)] = from_bytes(digest)
         return inventory
 
     def save(self, artifacts: ArtifactStore, key: str) -> None:
-        rows = [
+        rows = (
             (file, signature, partition, None if digest is None else to_bytes(digest))
             for file, signature in self.signatures.items()
-            for partition, digest in (self.contents[file] or {None: None}).items()
-        ]
-        columns = list(zip(*rows, strict=True)) or [[] for _ in _SCHEMA]
-        table = pa.table(
-            [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+            for partition, digest in (self.contents[file] or _NOTHING).items()
         )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while some := list(islice(rows, _ROWS_PER_BATCH)):
+                columns = zip(*some, strict=True)
+                arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+                yield pa.record_batch(arrays, schema=_SCHEMA)
+
         schema = _SCHEMA.with_metadata({"pending": "\n".join(self.pending)})
         with artifacts.writing(key) as path:
-            files.write_parquet(path, schema, table.to_batches())
+            files.write_parquet(path, schema, batches())
+
+
+_NOTHING: dict[str | None, int | None] = {None: None}
 
 
 @dataclass
@@ -119,17 +128,25 @@ class Changes:
         )
 
 
-def signature(file: SourceFile) -> str:
-    """Equal as long as the storage says that the file is the same."""
+def reading_of(settings: CollectionSettings) -> str:
+    """Equal as long as a file's records become the same documents of the same partitions."""
+    source = settings.source.model_dump(exclude={"path"}, mode="json")
+    partitions = settings.partitions.model_dump(exclude={"start"})
+    return blake2b(repr((source, partitions)).encode(), digest_size=8).hexdigest()
+
+
+def signature(file: SourceFile, reading: str) -> str:
+    """Equal as long as the storage says that the file is the same, and it is read the same way."""
     modified = f"{file.modified.timestamp():.6f}" if file.modified else ""
-    return f"{file.size} {modified} {file.etag or ''} {file.problem or ''}"
+    return f"{reading} {file.size} {modified} {file.etag or ''} {file.problem or ''}"
 
 
-def listing_digest(listing: Sequence[SourceFile]) -> str:
+def listing_digest(listing: Sequence[SourceFile], settings: CollectionSettings) -> str:
     """One digest of all paths and signatures."""
+    reading = reading_of(settings)
     digest = blake2b(digest_size=16)
     for file in listing:
-        digest.update(f"{file.path}\n{signature(file)}\n".encode())
+        digest.update(f"{file.path}\n{signature(file, reading)}\n".encode())
     return digest.hexdigest()
 
 
@@ -137,7 +154,7 @@ def update(
     inventory: Inventory,
     source: DocumentSource,
     listing: Iterable[SourceFile],
-    partitions: PartitionSettings,
+    settings: CollectionSettings,
     seconds: float,
 ) -> Changes:
     """Brings an inventory in line with the source; only new and changed files are opened.
@@ -146,24 +163,25 @@ def update(
         inventory: changed in place.
         source: where to read.
         listing: all files of the source.
-        partitions: the collection's partitions.
+        settings: of the collection.
         seconds: when these are over, files that were not looked into stay as they were known. The
             first file is always dealt with: if it alone takes longer, it counts as holding
             something of `EVERY_PARTITION`.
     """
     changes = Changes()
+    reading = reading_of(settings)
     deadline = time.monotonic() + seconds
     present = {}
     for file in listing:
         present[file.path] = None
-        mark = signature(file)
+        mark = signature(file, reading)
         known = inventory.signatures.get(file.path)
         if mark == known:
             continue
         if time.monotonic() > deadline and changes.files:
             changes.unread += 1
             continue
-        contents, sure = _look_into(source, file, partitions, deadline, changes)
+        contents, sure = _look_into(source, file, settings.partitions, deadline, changes)
         if contents is None:
             changes.unread += 1
             continue
@@ -198,7 +216,7 @@ def _look_into(
         if number % _RECORDS_BETWEEN_LOOKS == 0 and time.monotonic() > deadline:
             if changes.files:
                 return None, True
-            mark = blake2b(signature(file).encode(), digest_size=16).digest()
+            mark = blake2b(signature(file, "").encode(), digest_size=16).digest()
             return {EVERY_PARTITION: from_bytes(mark)}, True
     return dict(state.digests), sure
 

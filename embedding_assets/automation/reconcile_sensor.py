@@ -168,9 +168,7 @@ class ReconcileTick:
             inventory = next((i for k in others if (i := Inventory.load(artifacts, k))), None)
         inventory = inventory or Inventory()
         source = self.resources.source
-        changes = update(
-            inventory, source, source.files(), self.collection.settings.partitions, seconds
-        )
+        changes = update(inventory, source, source.files(), self.collection.settings, seconds)
         if changes.files:
             inventory.save(artifacts, own)
         return inventory.partitions(), changes.unread

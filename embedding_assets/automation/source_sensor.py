@@ -85,7 +85,7 @@ class SourceTick:
             return dg.SkipReason(str(error))
         known_partitions = self.collection.partitions.get_partition_keys()
         last_partition = known_partitions[-1] if known_partitions else ""
-        digest = listing_digest(listing)
+        digest = listing_digest(listing, settings)
         if digest == cursor.listing and last_partition == cursor.last_partition:
             return dg.SkipReason(f"All {len(listing):,} files are as they were.")
 
@@ -95,7 +95,7 @@ class SourceTick:
             inventory,
             self.source,
             listing,
-            settings.partitions,
+            settings,
             settings.automation.source_sensor.seconds_per_tick,
         )
         is_known = set(known_partitions)

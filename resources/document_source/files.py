@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from dateutil.parser import isoparse
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 # strftime placeholders, from the coarsest to the finest, with their glob.
 PLACEHOLDERS = {
@@ -139,6 +140,12 @@ def _expression(pattern: str) -> str:
 
 
 def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(filesystem, LocalFileSystem) and filesystem.isdir(path):
+        # As `find`, which would hold the details of all files at once.
+        for _, _, found in filesystem.walk(path, detail=True):
+            for info in cast(dict[str, dict[str, Any]], found).values():
+                yield info["name"], info
+        return
     if filesystem.isdir(path):
         entries: Any = filesystem.find(path, detail=True)
     elif filesystem.exists(path):
