@@ -56,11 +56,12 @@ def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
         path=settings.source.path, fields=FieldNames(**settings.source.fields.model_dump())
     )
     artifacts = FileArtifactStore(url=str(folder / "artifacts"))
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     result = SourceTick(Collection(settings), source, artifacts).evaluate(cursor)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu_started,
         "megabytes": peak_memory_mb(),
         "requests": len(getattr(result, "run_requests", None) or []),
         "cursor": getattr(result, "cursor", None) or cursor,
@@ -106,8 +107,9 @@ def main() -> None:
 
 def _print(what: str, found: dict[str, Any]) -> None:
     print(
-        f"{what:12} {found['seconds']:6.2f} s {found['megabytes']:6.0f} MB "
-        f"{found['requests']} run requests, cursor {len(found['cursor'])} bytes",
+        f"{what:12} {found['seconds']:6.2f} s ({found['cpu_seconds']:.2f} s of CPU) "
+        f"{found['megabytes']:6.0f} MB {found['requests']} run requests, "
+        f"cursor {len(found['cursor'])} bytes",
         flush=True,
     )
 

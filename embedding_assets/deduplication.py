@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from embedding_assets import artifacts as files
 from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, split
 from embedding_assets.collection import Collection
-from embedding_assets.range_run import Progress, RangeRun
+from embedding_assets.range_run import Progress, RangeRun, is_long
 from embedding_assets.scratch import Scratch, scratch
 from embedding_assets.settings import ChunkingSettings
 from resources.artifact_store import ArtifactStore
@@ -29,7 +29,6 @@ from resources.embedding_space import EmbeddingSpace
 _DOCUMENTS_PER_BATCH = 256
 _TO_SPLIT = ["id", "title", "text", "version"]
 _HASHES_PER_LOOKUP = 65_536
-_SECONDS_BETWEEN_LOOKUPS = 1.0
 _CONTEXT_SHARE = 4
 """The context of a chunk takes at most a quarter of its tokens."""
 
@@ -329,8 +328,7 @@ class Planner:
         (batch,) = table.combine_chunks().to_batches() or [_nothing_planned()]
         self._waiting.append((partition, numbers, batch))
         self._rows += len(batch)
-        is_due = time.monotonic() - self._flushed > _SECONDS_BETWEEN_LOOKUPS
-        if is_due or self._rows >= _HASHES_PER_LOOKUP:
+        if is_long(time.monotonic() - self._flushed) or self._rows >= _HASHES_PER_LOOKUP:
             self.flush()
 
     def flush(self) -> None:
