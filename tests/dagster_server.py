@@ -135,7 +135,7 @@ class DagsterServer:
             raise RuntimeError(str(result["errors"])[:1_000])
         return result["data"]
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         """Waits for what another process does, and returns what the condition returned."""
         deadline = time.monotonic() + seconds
         while True:
