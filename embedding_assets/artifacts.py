@@ -26,7 +26,10 @@ DOCUMENTS = pa.schema(
         ("read_at", pa.timestamp("us", "UTC")),  # when this record was last seen in the source
     ]
 )
-"""One row a document, sorted by id."""
+"""One row a document, sorted by id. Schema metadata `source`: `SourceState`'s digest, as hex."""
+SOURCE_DIGEST = "source"
+DUPLICATE_DETAIL = "another record has this id: "
+"""Begins the detail of a refused duplicate; the winner's file, " line " and its line follow."""
 
 QUARANTINE = pa.schema(
     [
@@ -104,6 +107,11 @@ def fallback_vectors_key(collection: str, partition: str) -> str:
 
 def embeddings_quarantine_key(collection: str, partition: str) -> str:
     return f"{collection}/embeddings/{partition}/{QUARANTINE_FILE}"
+
+
+def duplicate_winner(detail: str) -> str:
+    """The file of the record for which a duplicate was refused."""
+    return detail.removeprefix(DUPLICATE_DETAIL).rpartition(" line ")[0]
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 
@@ -15,9 +16,16 @@ from resources.embedder import Embedder
 from resources.embedding_cache import EmbeddingCache
 from resources.vector_store import VectorStore
 
+_POOLS = {"embeddings": "embedding_device", "vector_index": "vector_store_writer"}
+"""Assets of which only some may be at work at a time, in all runs together: limits in dagster.yaml.
+`embeddings` uses the device, and it alone writes to the cache."""
+_PERIOD_DAYS = {"day": 1, "week": 7, "month": 31, "year": 366}
+
 
 @dataclass(frozen=True)
 class Collection:
+    ASSETS: ClassVar = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+
     settings: CollectionSettings
 
     @property
@@ -40,17 +48,6 @@ class Collection:
     def fallback_key(self) -> str:
         return f"{self.name}_fallback"
 
-    @property
-    def resource_keys(self) -> set[str]:
-        return {
-            self.source_key,
-            self.embedder_key,
-            "artifact_store",
-            "embedding_cache",
-            "vector_store",
-            *([self.fallback_key] if self.settings.fallback else []),
-        }
-
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
@@ -58,11 +55,13 @@ class Collection:
         self, name: str, *, after: str | None = None, **options: Any
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """`dg.asset` with what every asset of the collection has in common."""
-        per_run = self.settings.backfill.partitions_per_run
+        per_run = self.settings.partitions_per_run
         return dg.asset(
             key=self.asset_key(name),
             deps=[self.asset_key(after)] if after else [],
             group_name=self.name,
+            pool=_POOLS.get(name),
+            freshness_policy=self._freshness_policy,
             partitions_def=self.partitions,
             backfill_policy=(
                 dg.BackfillPolicy.single_run()
@@ -73,7 +72,25 @@ class Collection:
             **options,
         )
 
-    def resources(self, context: dg.AssetExecutionContext) -> "CollectionResources":
+    @property
+    def _freshness_policy(self) -> dg.FreshnessPolicy | None:
+        """Watches for runs that do not come: a sensor that is switched off tells nobody."""
+        days = _PERIOD_DAYS.get(self.settings.partitions.by)
+        hours = self.settings.automation.freshness_hours or (days and 24 * days + 12)
+        if hours is None:
+            return None
+        return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours))
+
+    @property
+    def resource_keys(self) -> set[str]:
+        own = {self.source_key, self.embedder_key}
+        if self.settings.fallback:
+            own.add(self.fallback_key)
+        return own | {"artifact_store", "embedding_cache", "vector_store"}
+
+    def resources(
+        self, context: dg.AssetExecutionContext | dg.SensorEvaluationContext
+    ) -> "CollectionResources":
         return CollectionResources(
             source=getattr(context.resources, self.source_key),
             embedder=getattr(context.resources, self.embedder_key),

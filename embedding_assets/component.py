@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
+from embedding_assets.automation import automation
 from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import deduplicated_chunks_asset
 from embedding_assets.documents import documents_asset
@@ -21,6 +22,7 @@ from resources.document_source import FieldNames, FileDocumentSource
 from resources.embedder import Embedder
 from resources.lancedb_store import LanceDBVectorStore
 from resources.local_embedder import LocalEmbedder
+from resources.notifier import notifier_from_environment
 from resources.openai_embedder import OpenAIEmbedder
 
 _NEW_COLLECTION = """\
@@ -71,9 +73,13 @@ class EmbeddingCollection(dg.Component):
 
 
 def collection_definitions(settings: CollectionSettings) -> dg.Definitions:
-    """The assets and the resources of one collection."""
+    """The assets and the resources of one collection, and what runs them."""
     collection = Collection(settings)
+    automated = automation(collection)
     return dg.Definitions(
+        jobs=automated.jobs,
+        schedules=automated.schedules,
+        sensors=automated.sensors,
         assets=[
             documents_asset(collection),
             deduplicated_chunks_asset(collection),
@@ -163,6 +169,7 @@ def shared_resources() -> dict[str, Any]:
             int(os.environ.get("EMBEDDING_CACHE_MEMORY_MB") or 0),
         ),
         "vector_store": LanceDBVectorStore(uri=str(data_dir() / "vectors")),
+        "notifier": notifier_from_environment(),
     }
 
 

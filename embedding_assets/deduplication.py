@@ -1,7 +1,9 @@
 """Asset `deduplicated_chunks`: split, hash, remove duplicates, and plan against the cache."""
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 from embedding_assets import artifacts as files
 from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, split
 from embedding_assets.collection import Collection
-from embedding_assets.range_run import Progress, RangeRun
+from embedding_assets.range_run import Progress, RangeRun, is_long
 from embedding_assets.scratch import Scratch, scratch
 from embedding_assets.settings import ChunkingSettings
 from resources.artifact_store import ArtifactStore
@@ -25,6 +27,7 @@ from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache
 from resources.embedding_space import EmbeddingSpace
 
 _DOCUMENTS_PER_BATCH = 256
+_TO_SPLIT = ["id", "title", "text", "version"]
 _HASHES_PER_LOOKUP = 65_536
 _CONTEXT_SHARE = 4
 """The context of a chunk takes at most a quarter of its tokens."""
@@ -43,19 +46,20 @@ def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
         splitter = Splitter(collection.name, collection.settings.chunking, resources.embedder)
         with RangeRun(context) as run, scratch() as database:
             progress = Progress(context.log, "documents", partitions=len(run.partitions))
+            planner = Planner(
+                collection.name,
+                resources.embedder.space,
+                resources.artifacts,
+                resources.cache,
+                database,
+                run.finish,
+            )
             for partition in run.partitions:
                 numbers = split_partition(
                     splitter, resources.artifacts, database, partition, progress
                 )
-                numbers |= plan_partition(
-                    collection.name,
-                    resources.embedder.space,
-                    resources.artifacts,
-                    resources.cache,
-                    database,
-                    partition,
-                )
-                run.finish(partition, numbers)
+                planner.add(partition, numbers)
+            planner.flush()
             progress.finish()
         return dg.MaterializeResult()
 
@@ -197,17 +201,21 @@ def split_partition(
 ) -> dict[str, int]:
     """Replaces the chunks of a partition; documents of a known version are not split again."""
     key = files.chunks_key(splitter.collection, partition)
-    database.create("kept", files.CHUNKS)
-    database.create("fresh", files.CHUNKS)
-    up_to_date = False
+    schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})
+    reusable = False
+    if artifacts.exists(key):
+        with artifacts.reading(key) as previous:
+            reusable = splitter.made(previous)
     with artifacts.reading(files.documents_key(splitter.collection, partition)) as documents:
-        if artifacts.exists(key):
-            with artifacts.reading(key) as previous:
-                if splitter.made(previous):
-                    up_to_date = _keep(database, documents, previous)
-        (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
         total = pq.read_metadata(documents).num_rows
         progress.begin(total)
+        if not reusable:
+            return _split_all(splitter, artifacts, schema, key, documents, progress)
+        database.create("kept", files.CHUNKS)
+        database.create("fresh", files.CHUNKS)
+        with artifacts.reading(key) as previous:
+            up_to_date = _keep(database, documents, previous)
+        (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
         progress.advance(unchanged, unchanged=unchanged)
         split_now = 0
         if unchanged < total:
@@ -218,11 +226,32 @@ def split_partition(
     (chunks,) = database.row("SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh)")
     if split_now or not up_to_date:
         with artifacts.writing(key) as path:
-            schema = files.CHUNKS.with_metadata({"chunking": splitter.fingerprint})
             # Not sorted: over texts, DuckDB's sort runs out of memory.
             rows = database.stream("FROM kept UNION ALL FROM fresh")
             files.write_parquet(path, schema, rows)
     return {"chunks": chunks, "documents_split": split_now, "documents_unchanged": unchanged}
+
+
+def _split_all(
+    splitter: Splitter,
+    artifacts: ArtifactStore,
+    schema: pa.Schema,
+    key: str,
+    documents: Path,
+    progress: Progress,
+) -> dict[str, int]:
+    """Writes the chunks of all documents of a partition."""
+
+    def chunks() -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(documents) as file:
+            for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=_TO_SPLIT):
+                yield splitter.chunks(batch)
+                progress.advance(len(batch), split=len(batch))
+
+    with artifacts.writing(key) as path:
+        rows = files.write_parquet(path, schema, chunks())
+    split_now = pq.read_metadata(documents).num_rows
+    return {"chunks": rows, "documents_split": split_now, "documents_unchanged": 0}
 
 
 def _keep(database: Scratch, documents: Path, previous: Path) -> bool:
@@ -250,47 +279,122 @@ def _not_kept(database: Scratch, documents: Path) -> Iterator[pa.RecordBatch]:
         )
         for flag in batch["fresh"].to_pylist()
     )
-    columns = ["id", "title", "text", "version"]
     with pq.ParquetFile(documents) as file:
-        for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=columns):
+        for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=_TO_SPLIT):
             fresh = batch.filter(pa.array(list(islice(flags, len(batch))), pa.bool_()))
             if len(fresh):
                 yield fresh
 
 
-def plan_partition(
-    collection: str,
-    space: EmbeddingSpace,
-    artifacts: ArtifactStore,
-    cache: EmbeddingCache,
-    database: Scratch,
-    partition: str,
-) -> dict[str, Any]:
-    """Writes each distinct content hash of a partition, and whether the cache holds it."""
-    numbers = {"distinct_chunks": 0, "cache_hits": 0, "cache_misses": 0, "tokens_to_embed": 0}
+class Planner:
+    """Writes each distinct content hash of the partitions, and whether the cache holds it.
 
-    def planned(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            cached = cache.contains(space, batch["content_hash"].cast(CONTENT_HASH_TYPE))
-            hits = int(np.count_nonzero(cached))
-            numbers["distinct_chunks"] += len(batch)
-            numbers["cache_hits"] += hits
-            numbers["cache_misses"] += len(batch) - hits
-            numbers["tokens_to_embed"] += int(batch["tokens"].to_numpy()[~cached].sum())
-            yield pa.record_batch([*batch.columns, pa.array(cached)], names=files.PLAN.names)
+    To open the cache takes as long as to plan some small partitions, so they share a lookup.
 
-    with (
-        artifacts.reading(files.chunks_key(collection, partition)) as chunks,
-        artifacts.writing(files.plan_key(collection, partition)) as path,
-    ):
-        distinct = database.stream(
-            "SELECT content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
-            "min(tokens_truncated) AS tokens_truncated "
-            "FROM read_parquet($chunks) GROUP BY content_hash",
-            batch_rows=_HASHES_PER_LOOKUP,
-            chunks=str(chunks),
-        )
-        files.write_parquet(path, files.PLAN, planned(distinct))
-    looked_up = numbers["distinct_chunks"]
-    hit_rate = numbers["cache_hits"] / looked_up if looked_up else 1.0
-    return {**numbers, "cache_hit_rate": hit_rate}
+    Args:
+        collection: the collection's name.
+        space: the embedding space.
+        artifacts: where chunks are, and plans go.
+        cache: is asked for keys only.
+        database: for counts that spill to disk.
+        finish: called for each partition with its numbers when its plan is written.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        artifacts: ArtifactStore,
+        cache: EmbeddingCache,
+        database: Scratch,
+        finish: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._collection = collection
+        self._space = space
+        self._artifacts = artifacts
+        self._cache = cache
+        self._database = database
+        self._finish = finish
+        self._waiting: list[tuple[str, dict[str, Any], pa.RecordBatch]] = []
+        self._rows = 0
+        self._flushed = time.monotonic()
+
+    def add(self, partition: str, numbers: dict[str, Any]) -> None:
+        """Plans a partition now, or with its neighbours; `numbers` are those of its chunks."""
+        if numbers["chunks"] >= _HASHES_PER_LOOKUP:
+            self.flush()
+            with self._distinct(partition) as batches:
+                self._write(partition, numbers, map(self._looked_up, batches))
+            return
+        with self._distinct(partition) as batches:
+            table = pa.Table.from_batches(batches, files.PLAN.remove(_CACHED))
+        (batch,) = table.combine_chunks().to_batches() or [_nothing_planned()]
+        self._waiting.append((partition, numbers, batch))
+        self._rows += len(batch)
+        if is_long(time.monotonic() - self._flushed) or self._rows >= _HASHES_PER_LOOKUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Plans the partitions that are waiting."""
+        if self._waiting:
+            together = pa.Table.from_batches([batch for _, _, batch in self._waiting])
+            cached = self._held(together["content_hash"].combine_chunks())
+            start = 0
+            for partition, numbers, batch in self._waiting:
+                own = cached[start : start + len(batch)]
+                self._write(partition, numbers, [_planned(batch, own)])
+                start += len(batch)
+        self._waiting, self._rows, self._flushed = [], 0, time.monotonic()
+
+    def _looked_up(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return _planned(batch, self._held(batch["content_hash"]))
+
+    def _held(self, hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        return self._cache.contains(self._space, pa.array(hashes).cast(CONTENT_HASH_TYPE))
+
+    @contextmanager
+    def _distinct(self, partition: str) -> Iterator[Iterator[pa.RecordBatch]]:
+        with self._artifacts.reading(files.chunks_key(self._collection, partition)) as chunks:
+            yield (
+                batch.cast(files.PLAN.remove(_CACHED))
+                for batch in self._database.stream(
+                    "SELECT content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
+                    "min(tokens_truncated) AS tokens_truncated "
+                    "FROM read_parquet($chunks) GROUP BY content_hash",
+                    batch_rows=_HASHES_PER_LOOKUP,
+                    chunks=str(chunks),
+                )
+            )
+
+    def _write(
+        self, partition: str, numbers: dict[str, Any], batches: Iterable[pa.RecordBatch]
+    ) -> None:
+        planned = {"distinct_chunks": 0, "cache_hits": 0, "cache_misses": 0, "tokens_to_embed": 0}
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                cached = batch["cached"].to_numpy(zero_copy_only=False)
+                hits = int(np.count_nonzero(cached))
+                planned["distinct_chunks"] += len(batch)
+                planned["cache_hits"] += hits
+                planned["cache_misses"] += len(batch) - hits
+                planned["tokens_to_embed"] += int(batch["tokens"].to_numpy()[~cached].sum())
+                yield batch
+
+        with self._artifacts.writing(files.plan_key(self._collection, partition)) as path:
+            files.write_parquet(path, files.PLAN, counted())
+        looked_up = planned["distinct_chunks"]
+        hit_rate = planned["cache_hits"] / looked_up if looked_up else 1.0
+        self._finish(partition, {**numbers, **planned, "cache_hit_rate": hit_rate})
+
+
+_CACHED = files.PLAN.get_field_index("cached")
+
+
+def _planned(batch: pa.RecordBatch, cached: np.ndarray) -> pa.RecordBatch:
+    return pa.record_batch([*batch.columns, pa.array(cached)], names=files.PLAN.names)
+
+
+def _nothing_planned() -> pa.RecordBatch:
+    schema = files.PLAN.remove(_CACHED)
+    return pa.record_batch([pa.array([], field.type) for field in schema], schema=schema)

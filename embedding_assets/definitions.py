@@ -7,6 +7,7 @@ import dagster as dg
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    from embedding_assets.automation.failure_sensor import failure_sensor
     from embedding_assets.benchmark_assets import benchmark_definitions
     from embedding_assets.component import data_dir, shared_resources
 
@@ -15,5 +16,9 @@ def defs() -> dg.Definitions:
         benchmark_definitions(model_cache=str(data_dir() / "models")),
         # Steps of a run share one process, so that a model is loaded once; runs are the unit of
         # parallelism.
-        dg.Definitions(resources=shared_resources(), executor=dg.in_process_executor),
+        dg.Definitions(
+            resources=shared_resources(),
+            sensors=[failure_sensor()],
+            executor=dg.in_process_executor,
+        ),
     )

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from embedding_assets import artifacts as files
 from embedding_assets.checks import DocumentChecks
 from embedding_assets.collection import Collection
-from embedding_assets.partitions import partition_of, periods
+from embedding_assets.partitions import periods
 from embedding_assets.range_run import Progress, RangeRun
 from embedding_assets.scratch import Contents, Scratch, scratch
+from embedding_assets.source_state import SourceState, to_bytes
 from resources.artifact_store import ArtifactStore
 from resources.content_identity import document_version
-from resources.document_source import Document, DocumentSource, Refusal, RefusalReason
+from resources.document_source import DocumentSource, Refusal, RefusalReason
 
 _ROWS_PER_BATCH = 2_000
 _CHARACTERS_PER_BATCH = 8_000_000
@@ -54,7 +55,7 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
                 collection.name,
                 run.partitions,
                 periods(collection.partitions, run.partitions),
-                partition_of(collection.settings.partitions),
+                SourceState(resources.source, collection.settings.partitions),
                 collection.partitions.get_partition_keys(),
                 run.finish,
                 context.log,
@@ -91,7 +92,7 @@ def ingest(
     collection: str,
     partitions: Sequence[str],
     read_periods: Sequence[tuple[datetime, datetime]] | None,
-    partition_of_document: Callable[[Document], str],
+    state: SourceState,
     all_partitions: Iterable[str],
     finish: Callable[[str, dict[str, Any]], None],
     log: logging.Logger,
@@ -104,7 +105,7 @@ def ingest(
         collection: the collection's name.
         partitions: the partitions to replace.
         read_periods: their periods, for a source that can limit what it reads; None for all.
-        partition_of_document: the partition key of a document.
+        state: tells the partition of a document, and gathers what the source holds of each.
         all_partitions: every partition key of the collection.
         finish: called for each partition with its numbers when its files are written.
         log: progress goes here.
@@ -120,7 +121,7 @@ def ingest(
             datetime.now(timezone.utc),
             set(partitions),
             read_periods,
-            partition_of_document,
+            state,
             set(all_partitions),
             log,
         )
@@ -137,6 +138,7 @@ def ingest(
         if broken_files:
             retained = _retain(database, contents, artifacts, collection, partitions, broken_files)
         stored = 0
+        refused = {p for (p,) in database.rows("SELECT DISTINCT partition FROM refusals")}
         groups = files.grouped_by_partition(
             _with_contents(
                 database.stream(
@@ -152,10 +154,13 @@ def ingest(
             rows: Iterable[pa.RecordBatch] = ()
             if group is not None and group[0] == partition:
                 rows = group[1]
-            numbers = _replace_documents(database, artifacts, collection, partition, rows)
+            digest = state.digests[partition]
+            numbers = _replace_documents(database, artifacts, collection, partition, rows, digest)
             if rows:
                 group = next(groups, None)
-            quarantined = _write_quarantine(database, artifacts, collection, partition)
+            quarantined = _write_quarantine(
+                database, artifacts, collection, partition, has_refusals=partition in refused
+            )
             stored += numbers["documents"]
             changes = {name: n for name, n in numbers.items() if name != "documents"}
             progress.advance(numbers["documents"], **changes, errors=quarantined)
@@ -178,7 +183,7 @@ def _spool(
     read_at: datetime,
     wanted: set[str],
     read_periods: Sequence[tuple[datetime, datetime]] | None,
-    partition_of_document: Callable[[Document], str],
+    state: SourceState,
     known: set[str],
     log: logging.Logger,
 ) -> int:
@@ -196,10 +201,11 @@ def _spool(
                 (None, item.reason.value, item.document_id, item.file, item.line, item.detail)
             )
             continue
-        partition = partition_of_document(item)
+        partition = state.partition_of(item)
         timestamp = item.timestamp.isoformat() if item.timestamp else ""
         version = document_version(item.title, item.text, timestamp, item.metadata)
         if partition in wanted:
+            state.add_document(item, partition, version)
             contents.put(position, item.title, item.text, item.metadata)
             records.add(
                 (
@@ -293,9 +299,10 @@ def _quarantine_duplicates(database: Scratch) -> None:
         """
         INSERT INTO refusals
         SELECT r.partition, $reason, r.id, r.file, r.line,
-               'another record has this id: ' || winner
+               $detail || winner
         FROM losers JOIN records r USING (position)
         """,
+        detail=files.DUPLICATE_DETAIL,
         reason=RefusalReason.duplicate_id.value,
     )
 
@@ -365,10 +372,12 @@ def _replace_documents(
     collection: str,
     partition: str,
     rows: Iterable[pa.RecordBatch],
+    digest: int,
 ) -> dict[str, int]:
     key = files.documents_key(collection, partition)
     with artifacts.writing(key) as path:
-        documents = files.write_parquet(path, files.DOCUMENTS, rows)
+        schema = files.DOCUMENTS.with_metadata({files.SOURCE_DIGEST: to_bytes(digest).hex()})
+        documents = files.write_parquet(path, schema, rows)
         if not artifacts.exists(key):
             added, changed, unchanged, deleted = documents, 0, 0, 0
         else:
@@ -394,13 +403,21 @@ def _replace_documents(
 
 
 def _write_quarantine(
-    database: Scratch, artifacts: ArtifactStore, collection: str, partition: str
+    database: Scratch,
+    artifacts: ArtifactStore,
+    collection: str,
+    partition: str,
+    *,
+    has_refusals: bool,
 ) -> int:
     """Replaces the partition's quarantine; returns its length."""
+    key = files.documents_quarantine_key(collection, partition)
+    if not has_refusals and not artifacts.exists(key):
+        return 0
     return _merge_quarantine(
         database,
         artifacts,
-        files.documents_quarantine_key(collection, partition),
+        key,
         "SELECT * EXCLUDE (partition) FROM refusals WHERE partition = $partition",
         {"partition": partition},
     )

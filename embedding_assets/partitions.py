@@ -56,6 +56,25 @@ def periods(
     return [(window.start, window.end) for window in windows]
 
 
+def period_of_key(settings: PartitionSettings) -> Callable[[str], tuple[datetime, datetime]]:
+    """Returns the function from a time partition's key to its half-open UTC period."""
+    by = settings.by
+
+    def period(partition: str) -> tuple[datetime, datetime]:
+        start = datetime.strptime(partition, _FORMATS[by]).replace(tzinfo=timezone.utc)
+        longest = {"day": 1, "week": 7, "month": 31, "year": 366}[by]
+        end = _period_start((start + timedelta(days=longest)).date(), by)
+        return start, datetime(end.year, end.month, end.day, tzinfo=timezone.utc)
+
+    return period
+
+
+def closed_partition(settings: PartitionSettings, moment: datetime) -> str:
+    """The last time partition that has ended at a moment."""
+    begun = _period_start(moment.astimezone(timezone.utc).date(), settings.by)
+    return _period_start(begun - timedelta(days=1), settings.by).strftime(_FORMATS[settings.by])
+
+
 def _period_start(day: date, by: str) -> date:
     if by == "week":
         return day - timedelta(days=day.weekday())

@@ -19,6 +19,11 @@ _PROGRESS_SECONDS = 5.0
 _LINES_OF_RATE = 6
 
 
+def is_long(seconds: float) -> bool:
+    """Whether what took so long should be made durable at once, rather than with its neighbours."""
+    return seconds > _RECORD_AT_ONCE_AFTER_SECONDS
+
+
 class RangeRun:
     """Records what a step has finished, partition by partition.
 
@@ -42,7 +47,7 @@ class RangeRun:
         self._context.add_asset_metadata(plain, partition_key=partition)
         self._unrecorded[partition] = plain
         now = time.monotonic()
-        if now - self._started > _RECORD_AT_ONCE_AFTER_SECONDS and len(self.partitions) > 1:
+        if is_long(now - self._started) and len(self.partitions) > 1:
             self._record()
         self._started = now
 

@@ -248,7 +248,7 @@ def spread(points: np.ndarray, count: int) -> list[int]:
 
 def quarantine_reasons(artifacts: ArtifactStore, collection: str) -> tuple[Counter[str], int]:
     """Counts what is in quarantine now by reason, and the files that were too many to read."""
-    keys = artifacts.find(collection, files.QUARANTINE_FILE)
+    keys = artifacts.list_keys(f"{collection}/", f"/{files.QUARANTINE_FILE}")
     reasons: Counter[str] = Counter()
     for key in keys[:_QUARANTINE_FILES]:
         with artifacts.reading(key) as path:

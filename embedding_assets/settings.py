@@ -280,9 +280,77 @@ class BackfillSettings(Settings):
     partitions_per_run: int | None = Field(
         default=None,
         ge=1,
-        description="Most partitions that one run of a backfill takes; by default all go into one "
-        "run (then `dagster asset materialize --partition-range` works too).",
+        description="Most partitions that one run takes; by default a year of daily partitions, "
+        "and of others all (then `dagster asset materialize --partition-range` works too).",
     )
+
+
+class SourceSensorSettings(Settings):
+    every_seconds: int = Field(
+        default=60, ge=1, description="Least time between two looks at the source, in seconds."
+    )
+    seconds_per_tick: float = Field(
+        default=20.0,
+        gt=0,
+        le=50,
+        description="Time that a look takes at most for opening changed files, in seconds; the "
+        "others wait for the next one. A single file that takes longer is taken to touch every "
+        "partition. Dagster gives up a sensor after 60 s.",
+    )
+    max_runs_per_tick: int = Field(
+        default=10, ge=1, description="Most runs that one look requests; the others wait."
+    )
+
+
+class ReconcileSensorSettings(Settings):
+    every_seconds: int = Field(
+        default=3600, ge=1, description="Least time between two comparisons, in seconds."
+    )
+    seconds_per_tick: float = Field(
+        default=20.0,
+        gt=0,
+        le=50,
+        description="Time that a comparison takes at most for each, files and partitions, in "
+        "seconds; the next one goes on from there.",
+    )
+    max_runs_per_tick: int = Field(
+        default=10, ge=1, description="Most runs that one comparison requests."
+    )
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Runs after which a partition that stays different is only reported.",
+    )
+
+
+class AutomationSettings(Settings):
+    running: bool = Field(
+        default=False,
+        description="Whether schedule and sensors run as soon as the project is loaded; "
+        "otherwise they are switched on in the UI.",
+    )
+    hour: int = Field(
+        default=2, ge=0, le=23, description="Hour of the schedule's runs, in UTC (0 to 23)."
+    )
+    freshness_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="Hours without a materialisation after which an asset counts as stale; by "
+        "default the period of the partitions and half a day. Buckets have no default: their "
+        "documents may rest for years.",
+    )
+    source_sensor: SourceSensorSettings = SourceSensorSettings()
+    reconcile_sensor: ReconcileSensorSettings = ReconcileSensorSettings()
+
+    @property
+    def default_sensor_status(self) -> dg.DefaultSensorStatus:
+        return dg.DefaultSensorStatus.RUNNING if self.running else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def default_schedule_status(self) -> dg.DefaultScheduleStatus:
+        return (
+            dg.DefaultScheduleStatus.RUNNING if self.running else dg.DefaultScheduleStatus.STOPPED
+        )
 
 
 class CollectionSettings(Settings):
@@ -298,6 +366,14 @@ class CollectionSettings(Settings):
     evaluation: EvaluationSettings | None = None
     checks: CheckSettings = CheckSettings()
     backfill: BackfillSettings = BackfillSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    @property
+    def partitions_per_run(self) -> int | None:
+        """Most partitions of one run; None: no limit."""
+        if self.backfill.partitions_per_run is None and self.partitions.by == "day":
+            return 366
+        return self.backfill.partitions_per_run
 
     @field_validator("source")
     @classmethod

@@ -36,10 +36,6 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
     def exists(self, key: str) -> bool: ...
 
     @abstractmethod
-    def find(self, folder: str, name: str) -> list[str]:
-        """The keys under `folder` whose last part is `name`, sorted."""
-
-    @abstractmethod
     def reading(self, key: str) -> Any:
         """A context manager that yields a local `Path` with the artifact's bytes.
 
@@ -55,8 +51,12 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
         """
 
     @abstractmethod
+    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
+        """The keys in a folder (`prefix` ends with "/") and below it, sorted."""
+
+    @abstractmethod
     def remove(self, key: str) -> None:
-        """Removes the artifact, if there is one."""
+        """Removes an artifact; one that is not there is no error."""
 
 
 class FileArtifactStore(ArtifactStore):
@@ -66,12 +66,6 @@ class FileArtifactStore(ArtifactStore):
 
     def exists(self, key: str) -> bool:
         return self._filesystem.exists(self._location(key))
-
-    def find(self, folder: str, name: str) -> list[str]:
-        self._filesystem.invalidate_cache()  # other processes write here too
-        root = self._location("")
-        paths = self._filesystem.find(self._location(folder))
-        return sorted(path[len(root) :] for path in paths if path.endswith(f"/{name}"))
 
     @contextmanager
     def reading(self, key: str) -> Iterator[Path]:
@@ -108,6 +102,14 @@ class FileArtifactStore(ArtifactStore):
             self._filesystem.put_file(str(temporary), self._location(key))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
+        root = self._location("")
+        self._filesystem.invalidate_cache()  # other processes write here too
+        found = (location[len(root) :] for location in self._filesystem.find(root + prefix))
+        names = ((key, key.rpartition("/")[2]) for key in found)
+        # Hidden names are files that are being written.
+        return sorted(k for k, name in names if name.endswith(suffix) and name[0] != ".")
 
     def remove(self, key: str) -> None:
         if self.exists(key):

@@ -32,7 +32,8 @@ class EmbeddingError(RuntimeError):
 
     Attributes:
         stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
-            "tokenize" or "infer"; remote embedders add "request" and "answer", and others.
+            "tokenize" or "infer"; "worker" (a GPU's process died);
+            remote embedders add "request" and "answer", and others.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
         kind: what a fallback may be declared for; "settings" is for the user to put right.
     """

@@ -81,7 +81,9 @@ class LocalEmbedder(Embedder):
     def concurrency(self) -> int:
         """Calls of `embed` at a time that keep all devices and the tokenizer busy."""
         device = _available_device(self.device)
-        return max(1, CALLS_PER_GPU * len(visible_gpus())) if device == "cuda" else 1
+        if device == "cuda":
+            return max(1, CALLS_PER_GPU * len(visible_gpus()))
+        return 2  # one at the tokenizer, one at the model
 
     def new_tokenizer(self) -> Tokenizer:
         return self._files.tokenizer()
@@ -91,10 +93,6 @@ class LocalEmbedder(Embedder):
             none = np.zeros(0, dtype=np.int32)
             return EmbeddingBatch(np.zeros((0, self.space.dimension), np.float32), none, none)
         return self._loaded.model.embed(texts, self._files.prompt(role))
-
-    @property
-    def concurrency(self) -> int:
-        return 2  # one at the tokenizer, one at the model
 
     def describe(self) -> str:
         if "_loaded" not in self.__dict__:  # not worth loading a model for

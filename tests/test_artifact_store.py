@@ -52,12 +52,12 @@ def test_what_was_written_is_read_and_replaced(store):
 
 
 def test_keys_are_found_by_folder_and_name(store):
-    assert store.find("peps", "quarantine.parquet") == []
+    assert store.list_keys("peps/", "/quarantine.parquet") == []
     keys = [f"peps/{at}/quarantine.parquet" for at in ("documents", "documents/2020", "embeddings")]
     for key in (*keys, KEY, "peps2/documents/quarantine.parquet", "peps/x/no-quarantine.parquet"):
         write(store, b"x", key)
-    assert store.find("peps", "quarantine.parquet") == sorted(keys)
-    assert store.find("peps/documents", "documents.parquet") == [KEY]
+    assert store.list_keys("peps/", "/quarantine.parquet") == sorted(keys)
+    assert store.list_keys("peps/documents/", "/documents.parquet") == [KEY]
 
 
 def test_keys_do_not_touch_each_other(store):

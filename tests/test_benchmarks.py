@@ -153,7 +153,7 @@ def test_every_way_of_the_cache_benchmark_starts_from_its_own_cache() -> None:
     texts = some_sentences(10)
     rows = measure_cache(embedder, texts, [20], 4, 2, 3, progress=lambda _line: None)
     assert {row.way: row.embedded for row in rows}[COLD] == 10
-    assert embedder.batches[0] == 10  # the warm-up
+    assert embedder.batch_sizes[0] == 10  # the warm-up
 
 
 @pytest.mark.parametrize(("share", "distinct"), [(0, 100), (20, 80), (80, 20), (100, 1)])

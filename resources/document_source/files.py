@@ -1,14 +1,16 @@
 """Which files a source consists of: a file, a folder, a glob, or a path with dates in it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from dateutil.parser import isoparse
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 # strftime placeholders, from the coarsest to the finest, with their glob.
 PLACEHOLDERS = {
@@ -83,7 +85,67 @@ def find_files(
     return filesystem, sorted(found.values(), key=lambda file: file.path)
 
 
+def period_of(path: str, file: str) -> Period | None:
+    """The time that the placeholders of a source's path name for one of its files.
+
+    Args:
+        path: the source's path, with or without placeholders.
+        file: the file's path relative to the source's root (`SourceFile.path`).
+
+    Returns:
+        The period whose runs read the file; None: every run reads it.
+    """
+    if not any(placeholder in path for placeholder in PLACEHOLDERS):
+        return None
+    filesystem, pattern = url_to_fs(path)
+    below = pattern[len(_root(filesystem, pattern, exact=False)) :].lstrip("/")
+    match = re.match(_expression(below), file)
+    if match is None:
+        return None
+    parts = {f"%{name}": int(value) for name, value in match.groupdict().items()}
+    finest = [placeholder for placeholder in PLACEHOLDERS if placeholder in parts][-1]
+    try:
+        start = datetime(
+            parts.get("%Y", 1),
+            parts.get("%m", 1),
+            parts.get("%d", 1),
+            parts.get("%H", 0),
+            tzinfo=timezone.utc,
+        )
+        return start, _next(start, finest)
+    except (ValueError, OverflowError):  # such as month 13: no period has that name
+        return None
+
+
+def _expression(pattern: str) -> str:
+    """A glob with placeholders as a regular expression; of each placeholder the first is kept."""
+    expression, seen = "", set()
+    for token in re.split(r"(%[YmdH]|\*\*/?|\*|\?|\[[^\]]*\])", pattern):
+        if token in PLACEHOLDERS:
+            name = token[1]
+            digits = "[0-9]{4}" if name == "Y" else "[0-9]{2}"
+            expression += digits if name in seen else f"(?P<{name}>{digits})"
+            seen.add(name)
+        elif token.startswith("**"):
+            expression += ".*"
+        elif token == "*":
+            expression += "[^/]*"
+        elif token == "?":
+            expression += "[^/]"
+        elif token.startswith("["):
+            expression += "[^" + token[2:] if token.startswith("[!") else token
+        else:
+            expression += re.escape(token)
+    return expression
+
+
 def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(filesystem, LocalFileSystem) and filesystem.isdir(path):
+        # As `find`, which would hold the details of all files at once.
+        for _, _, found in filesystem.walk(path, detail=True):
+            for info in cast(dict[str, dict[str, Any]], found).values():
+                yield info["name"], info
+        return
     if filesystem.isdir(path):
         entries: Any = filesystem.find(path, detail=True)
     elif filesystem.exists(path):

@@ -6,6 +6,7 @@ from typing import BinaryIO, cast
 
 import dagster as dg
 import fsspec
+from fsspec.core import url_to_fs
 from pydantic import Field
 
 from resources.document_source.documents import (
@@ -15,7 +16,7 @@ from resources.document_source.documents import (
     Refusal,
     RefusalReason,
 )
-from resources.document_source.files import Period, SourceFile, find_files
+from resources.document_source.files import Period, SourceFile, find_files, period_of
 from resources.document_source.formats import FileFormat, format_of, read_file
 
 
@@ -43,6 +44,14 @@ class DocumentSource(dg.ConfigurableResource, ABC):
         Raises:
             FileNotFoundError: as in `read`.
         """
+
+    @abstractmethod
+    def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
+        """Streams the records of one file that `files` listed, as `read` would."""
+
+    @abstractmethod
+    def period_of(self, file: str) -> Period | None:
+        """The only period whose runs read a file, by its path; None: every run reads it."""
 
 
 class FileDocumentSource(DocumentSource):
@@ -83,6 +92,12 @@ class FileDocumentSource(DocumentSource):
     def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
         filesystem, files = find_files(self.path, periods)
         return self._read_files(filesystem, files)
+
+    def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
+        return self._read_files(url_to_fs(self.path)[0], [file])
+
+    def period_of(self, file: str) -> Period | None:
+        return period_of(self.path, file)
 
     def _read_files(
         self, filesystem: fsspec.AbstractFileSystem, files: list[SourceFile]

@@ -1,0 +1,39 @@
+"""What runs a collection without anybody's hand: its job, schedule and sensors.
+
+Each is of the kind that does its work best: the schedule knows the clock, the source sensor the
+files, the reconcile sensor what all of it should add up to. Automation conditions do better than
+these where an asset depends on nothing but other assets, such as an unpartitioned report. For the
+four partitioned assets they would weigh each partition at each tick, see no files, and request a
+run for each stage rather than one for all.
+"""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from embedding_assets.automation.reconcile_sensor import reconcile_sensor
+from embedding_assets.automation.requests import AssetJob
+from embedding_assets.automation.schedule import partition_schedule
+from embedding_assets.automation.source_sensor import source_sensor
+from embedding_assets.collection import Collection
+
+
+@dataclass(frozen=True)
+class Automation:
+    jobs: list[AssetJob]
+    schedules: list[dg.ScheduleDefinition]
+    sensors: list[dg.SensorDefinition]
+
+
+def automation(collection: Collection) -> Automation:
+    """The job over all assets of a collection, and what starts it."""
+    job = dg.define_asset_job(
+        f"{collection.name}_update",
+        selection=[collection.asset_key(asset) for asset in collection.ASSETS],
+        description="All four assets, over some partitions.",
+    )
+    return Automation(
+        [job],
+        [partition_schedule(collection, job)],
+        [source_sensor(collection, job), reconcile_sensor(collection, job)],
+    )

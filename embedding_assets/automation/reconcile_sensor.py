@@ -1,0 +1,293 @@
+"""A sensor that compares source, artifacts, quarantine and store, and requests what differs.
+
+A sensor beside the source sensor, for that one sees changes only: a run that failed, an asset that
+was materialised without those after it, a store restored from a backup leave the source unchanged.
+Automation conditions know of failed and missing partitions, but not of what is in files and store.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
+from uuid import uuid4
+
+import dagster as dg
+import pyarrow.parquet as pq
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from pydantic import BaseModel
+
+from embedding_assets import artifacts as files
+from embedding_assets.automation.inventory import (
+    EVERY_PARTITION,
+    Inventory,
+    ingested_digest,
+    update,
+)
+from embedding_assets.automation.requests import AssetJob, partition_runs
+from embedding_assets.collection import Collection, CollectionResources
+
+_PARTITIONS_PER_SCAN = 200
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class Cursor(BaseModel):
+    epoch: str
+    generation: int = 0
+    position: str = ""
+    """The last partition that was compared; empty: begin with the first."""
+    asked: dict[str, int] = {}
+    """How often a run was requested for exactly the differences that are still there."""
+
+
+@dataclass
+class Differences:
+    """What is not as it ought to be, by partition."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    """A digest of the difference: while it stays the same, runs do not help."""
+
+    def add(self, partition: str, reason: str, *state: object) -> None:
+        self.reasons[partition] = reason
+        self.states[partition] = blake2b(repr(state).encode(), digest_size=8).hexdigest()
+
+
+def reconcile_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
+    settings = collection.settings.automation
+
+    @dg.sensor(
+        name=f"{collection.name}_reconcile",
+        job=job,
+        minimum_interval_seconds=settings.reconcile_sensor.every_seconds,
+        default_status=settings.default_sensor_status,
+        required_resource_keys=collection.resource_keys,
+        description="Requests partitions in which source, artifacts, quarantine and store differ.",
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        busy = _unfinished_work(context.instance, collection, job.name)
+        if busy:
+            return dg.SkipReason(f"Waits until {busy} is finished, and compares then.")
+        tick = ReconcileTick(collection, collection.resources(context))
+        return tick.evaluate(context.cursor)
+
+    return sensor
+
+
+@dataclass
+class ReconcileTick:
+    """One comparison, of as many partitions as there is time for."""
+
+    collection: Collection
+    resources: CollectionResources
+
+    def evaluate(self, written_cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+        settings = self.collection.settings.automation.reconcile_sensor
+        cursor = (
+            Cursor.model_validate_json(written_cursor)
+            if written_cursor
+            else Cursor(epoch=uuid4().hex[:8])
+        )
+        try:
+            expected, unread = self._source_digests(settings.seconds_per_tick)
+        except FileNotFoundError as error:
+            return dg.SkipReason(str(error))
+        if unread:
+            return dg.SkipReason(
+                f"Still looking into the source: {unread:,} files are left for the next ticks."
+            )
+        known = self.collection.partitions.get_partition_keys()
+        begin = known.index(cursor.position) + 1 if cursor.position in known else 0
+        differences = Differences()
+        compared = begin
+        deadline = time.monotonic() + settings.seconds_per_tick
+        for group in _groups(known[begin:], _PARTITIONS_PER_SCAN):
+            self._compare(group, expected, differences)
+            compared += len(group)
+            if time.monotonic() > deadline:
+                break
+        finished = compared >= len(known)
+
+        cursor.generation += 1
+        cursor.position = "" if finished else known[compared - 1]
+        wanted = {p: n for p in differences.reasons if (n := self._attempt(cursor, differences, p))}
+        runs, left = partition_runs(
+            [p for p, attempt in wanted.items() if attempt <= settings.max_attempts],
+            known,
+            self.collection.settings.partitions_per_run,
+            settings.max_runs_per_tick,
+        )
+        asked = {p: wanted[p] for run in runs for p in run.partitions}
+        hopeless = [p for p, attempt in wanted.items() if attempt > settings.max_attempts]
+        self._remember(cursor, differences, asked, hopeless)
+        requests = [
+            run.request(
+                f"{cursor.epoch}-{cursor.generation}",
+                differences.states,
+                {"embedding_assets/reason": differences.reasons[run.partitions[0]][:200]},
+            )
+            for run in runs
+        ]
+        summary = [
+            f"{compared:,} of {len(known):,} partitions compared",
+            f"{len(differences.reasons) - len(hopeless):,} differ",
+        ]
+        if left:
+            summary.append(f"{len(left):,} of them wait for the next tick")
+        if hopeless:
+            summary.append(
+                f"{len(hopeless):,} still differ after {settings.max_attempts} runs: "
+                f"{hopeless[0]} ({differences.reasons[hopeless[0]]}); look at the checks of "
+                f"{self.collection.name}/vector_index"
+            )
+        if begin == 0 and (strangers := self._rows_of_unknown_partitions(known)):
+            summary.append(
+                f"{sum(strangers.values()):,} documents are in the index under partitions that no "
+                f"longer exist ({', '.join(islice(strangers, 3))}): those still in the source move "
+                "when their new partition runs"
+            )
+        return dg.SensorResult(
+            run_requests=requests or None,
+            skip_reason=None if requests else "; ".join(summary) + ".",
+            cursor=cursor.model_dump_json(),
+        )
+
+    def _source_digests(self, seconds: float) -> tuple[Mapping[str, int], int]:
+        """What the source holds of each partition, and the number of files not looked into yet."""
+        artifacts, name = self.resources.artifacts, self.collection.name
+        own = f"{name}/automation/reconcile_sensor/inventory.parquet"
+        inventory = Inventory.load(artifacts, own)
+        if inventory is None:
+            others = artifacts.list_keys(f"{name}/automation/source_sensor/", ".parquet")
+            inventory = next((i for k in others if (i := Inventory.load(artifacts, k))), None)
+        inventory = inventory or Inventory()
+        source = self.resources.source
+        changes = update(inventory, source, source.files(), self.collection.settings, seconds)
+        if changes.files:
+            inventory.save(artifacts, own)
+        return inventory.partitions(), changes.unread
+
+    def _compare(
+        self, partitions: Sequence[str], expected: Mapping[str, int], differences: Differences
+    ) -> None:
+        stored = self._stored(partitions)
+        for partition in partitions:
+            held = ingested_digest(self.resources.artifacts, self.collection.name, partition)
+            now = expected.get(partition, 0)
+            rows = stored.get(partition, set())
+            if held is None:
+                if now or rows:
+                    differences.add(partition, "its documents were never ingested", now, len(rows))
+                continue
+            if held != now and EVERY_PARTITION not in expected:
+                differences.add(partition, "the source holds something else", now, held)
+                continue
+            documents, withheld = self._documents(partition)
+            missing = {d for d in documents - rows if d[0] not in withheld}
+            surplus = rows - documents
+            if missing or surplus:
+                differences.add(
+                    partition,
+                    f"{len(missing):,} documents are missing in the index and {len(surplus):,} "
+                    "should not be there",
+                    sorted(missing),
+                    sorted(surplus),
+                )
+
+    def _stored(self, partitions: Sequence[str]) -> dict[str, set[tuple[str, bytes]]]:
+        """Id and version of the documents in the index, by partition."""
+        found: dict[str, set[tuple[str, bytes]]] = {}
+        for batch in self.resources.store.scan(
+            self.collection.name,
+            self.resources.embedder.space,
+            ["partition", "document_id", "document_version", "chunk_number"],
+            partitions=partitions,
+        ):
+            for partition, document, version, number in zip(
+                batch["partition"].to_pylist(),
+                batch["document_id"].to_pylist(),
+                batch["document_version"].to_pylist(),
+                batch["chunk_number"].to_pylist(),
+                strict=True,
+            ):
+                if number == 0:
+                    found.setdefault(partition, set()).add((document, version))
+        return found
+
+    def _documents(self, partition: str) -> tuple[set[tuple[str, bytes]], set[str]]:
+        """Id and version of the ingested documents, and the ids of those that were refused."""
+        artifacts, name = self.resources.artifacts, self.collection.name
+        with artifacts.reading(files.documents_key(name, partition)) as path:
+            table = pq.read_table(path, columns=["id", "version"])
+        documents = set(zip(table["id"].to_pylist(), table["version"].to_pylist(), strict=True))
+        quarantine = files.embeddings_quarantine_key(name, partition)
+        if not artifacts.exists(quarantine):
+            return documents, set()
+        with artifacts.reading(quarantine) as path:
+            refused = pq.read_table(path, columns=["document_id"])["document_id"].to_pylist()
+        return documents, set(refused)
+
+    def _rows_of_unknown_partitions(self, known: Sequence[str]) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for batch in self.resources.store.scan(
+            self.collection.name,
+            self.resources.embedder.space,
+            ["partition", "chunk_number"],
+            not_partitions=known,
+        ):
+            for partition, number in zip(
+                batch["partition"].to_pylist(), batch["chunk_number"].to_pylist(), strict=True
+            ):
+                if number == 0:
+                    counts[partition] = counts.get(partition, 0) + 1
+        return counts
+
+    @staticmethod
+    def _attempt(cursor: Cursor, differences: Differences, partition: str) -> int:
+        """How often a run will have been requested for this difference, the next one included."""
+        return cursor.asked.get(f"{partition} {differences.states[partition]}", 0) + 1
+
+    def _remember(
+        self,
+        cursor: Cursor,
+        differences: Differences,
+        asked: Mapping[str, int],
+        hopeless: Sequence[str],
+    ) -> None:
+        """Keeps counts of differences that are still there; the cursor is a row in a database."""
+        counts = {f"{p} {differences.states[p]}": attempt for p, attempt in asked.items()}
+        given_up = {
+            key: cursor.asked[key]
+            for p in hopeless
+            if (key := f"{p} {differences.states[p]}") in cursor.asked
+        }
+        cursor.asked = dict(islice((counts | given_up).items(), _MOST_COUNTS))
+
+
+_MOST_COUNTS = 2_000
+
+
+def _groups(partitions: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(partitions), size):
+        yield partitions[start : start + size]
+
+
+def _unfinished_work(
+    instance: dg.DagsterInstance, collection: Collection, job_name: str
+) -> str | None:
+    """A run or backfill of the collection that is under way: what it leaves is not known yet."""
+    own = {collection.asset_key(asset) for asset in collection.ASSETS}
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
+        if run.job_name == job_name or own & set(run.asset_selection or ()):
+            return f"run {run.run_id[:8]}"
+    requested = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
+    for backfill in instance.get_backfills(filters=requested):
+        if own & set(backfill.asset_selection or ()):
+            return f"backfill {backfill.backfill_id}"
+    return None

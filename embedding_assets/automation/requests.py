@@ -1,0 +1,77 @@
+"""Few fat runs over neighbouring partitions, with keys that follow from what the runs are for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition as AssetJob,
+)
+
+__all__ = ["AssetJob", "PartitionRun", "partition_runs"]
+
+_RANGE_START = "dagster/asset_partition_range_start"
+_RANGE_END = "dagster/asset_partition_range_end"
+_PRIORITY = "dagster/priority"
+
+
+@dataclass(frozen=True)
+class PartitionRun:
+    """One run over partitions that follow each other."""
+
+    partitions: Sequence[str]
+
+    def request(
+        self, key: str, state: Mapping[str, object], tags: Mapping[str, str] | None = None
+    ) -> dg.RunRequest:
+        """The request of this run.
+
+        Args:
+            key: begins the run key.
+            state: what the run is for, by partition; a part of the key, too.
+            tags: more tags of the run.
+        """
+        first, last = self.partitions[0], self.partitions[-1]
+        digest = blake2b(digest_size=8)
+        for partition in self.partitions:
+            digest.update(f"{partition}\n{state.get(partition)}\n".encode())
+        one = first == last
+        return dg.RunRequest(
+            run_key=f"{key}-{first}...{last}-{digest.hexdigest()}",
+            partition_key=first if one else None,
+            tags={
+                # The queue starts it before the runs of a backfill, whose priority is 0.
+                _PRIORITY: "1",
+                **({} if one else {_RANGE_START: first, _RANGE_END: last}),
+                **(tags or {}),
+            },
+        )
+
+
+def partition_runs(
+    wanted: Sequence[str], known: Sequence[str], partitions_per_run: int | None, most: int
+) -> tuple[list[PartitionRun], list[str]]:
+    """Cuts partitions into runs of neighbours.
+
+    Args:
+        wanted: partition keys.
+        known: all partition keys, in order.
+        partitions_per_run: most partitions of one run; None: no limit.
+        most: most runs.
+
+    Returns:
+        The runs, the newest partitions first for those are looked for most, and the partitions that
+        are left over.
+    """
+    position = {partition: number for number, partition in enumerate(known)}
+    runs: list[list[str]] = []
+    for partition in sorted(wanted, key=position.__getitem__):
+        follows = runs and position[runs[-1][-1]] + 1 == position[partition]
+        if follows and (partitions_per_run is None or len(runs[-1]) < partitions_per_run):
+            runs[-1].append(partition)
+        else:
+            runs.append([partition])
+    runs.reverse()
+    left = [partition for run in runs[most:] for partition in run]
+    return [PartitionRun(run) for run in runs[:most]], left

@@ -1,0 +1,204 @@
+"""A sensor that requests runs for exactly the partitions that new, changed and deleted files touch.
+
+A sensor, and neither a schedule nor an automation condition: only a look at the storage tells which
+of the partitions, however old, hold something else than before.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import dagster as dg
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from embedding_assets import artifacts as files
+from embedding_assets.automation.inventory import (
+    EVERY_PARTITION,
+    Changes,
+    Inventory,
+    ingested_digest,
+    listing_digest,
+    update,
+)
+from embedding_assets.automation.requests import AssetJob, partition_runs
+from embedding_assets.collection import Collection
+from embedding_assets.partitions import period_of_key
+from embedding_assets.source_state import UNPLACED
+from resources.artifact_store import ArtifactStore
+from resources.document_source import DocumentSource, RefusalReason
+
+
+class Cursor(BaseModel):
+    """What a tick has acted on. The inventory of that name is kept until the next tick is recorded,
+    so a tick that was lost with the daemon finds what it compared with, and asks for the same runs.
+    """
+
+    epoch: str
+    """Chosen at the first tick, so that keys of runs never repeat those from before a reset."""
+    generation: int = 0
+    """Counts inventories: what changes and changes back is requested both times."""
+    listing: str = ""
+    """Digest of the file list; empty if files are left to be looked into."""
+    last_partition: str = ""
+
+
+def source_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
+    settings = collection.settings.automation.source_sensor
+
+    @dg.sensor(
+        name=f"{collection.name}_source",
+        job=job,
+        minimum_interval_seconds=settings.every_seconds,
+        default_status=collection.settings.automation.default_sensor_status,
+        required_resource_keys={collection.source_key, "artifact_store"},
+        description="Requests the partitions that new, changed and deleted documents touch.",
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        return SourceTick(
+            collection,
+            getattr(context.resources, collection.source_key),
+            context.resources.artifact_store,
+        ).evaluate(context.cursor)
+
+    return sensor
+
+
+@dataclass
+class SourceTick:
+    """One look at the source."""
+
+    collection: Collection
+    source: DocumentSource
+    artifacts: ArtifactStore
+
+    def evaluate(self, written_cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+        settings = self.collection.settings
+        cursor = (
+            Cursor.model_validate_json(written_cursor)
+            if written_cursor
+            else Cursor(epoch=uuid4().hex[:8])
+        )
+        try:
+            listing = self.source.files()
+        except FileNotFoundError as error:
+            return dg.SkipReason(str(error))
+        known_partitions = self.collection.partitions.get_partition_keys()
+        last_partition = known_partitions[-1] if known_partitions else ""
+        digest = listing_digest(listing, settings)
+        if digest == cursor.listing and last_partition == cursor.last_partition:
+            return dg.SkipReason(f"All {len(listing):,} files are as they were.")
+
+        before = self._key(cursor)
+        inventory = Inventory.load(self.artifacts, before) or Inventory()
+        changes = update(
+            inventory,
+            self.source,
+            listing,
+            settings,
+            settings.automation.source_sensor.seconds_per_tick,
+        )
+        is_known = set(known_partitions)
+        touched = self._touched(inventory, changes, known_partitions)
+        if last_partition != cursor.last_partition:
+            # Documents of what was the future: they were refused when their file was read.
+            begun = [p for p in known_partitions if p > cursor.last_partition]
+            if cursor.last_partition and settings.partitions.by != "bucket":
+                touched |= set(begun) & set(inventory.partitions())
+        waiting = sorted({*inventory.pending, *touched} & is_known)
+        runs, left = partition_runs(
+            waiting,
+            known_partitions,
+            settings.partitions_per_run,
+            settings.automation.source_sensor.max_runs_per_tick,
+        )
+        inventory.pending = left
+        unfinished = changes.unread or left
+        following = Cursor(
+            epoch=cursor.epoch,
+            generation=cursor.generation + 1,
+            listing="" if unfinished or inventory.has_unsure_files else digest,
+            last_partition=last_partition,
+        )
+        self._save(inventory, following, keep=before)
+        requests = [
+            run.request(f"{following.epoch}-{following.generation}", inventory.partitions())
+            for run in runs
+        ]
+        return dg.SensorResult(
+            run_requests=requests or None,
+            skip_reason=None if requests else _why_nothing(changes, len(listing)),
+            cursor=following.model_dump_json(),
+        )
+
+    def _touched(
+        self, inventory: Inventory, changes: Changes, known_partitions: Sequence[str]
+    ) -> set[str]:
+        placed = changes.partitions - {UNPLACED, EVERY_PARTITION}
+        # A partition that has been ingested since, by hand or by a backfill, is up to date.
+        totals = inventory.partitions()
+        everything_known = EVERY_PARTITION not in totals
+        touched = {
+            partition
+            for partition in placed & set(known_partitions)
+            if not everything_known
+            or ingested_digest(self.artifacts, self.collection.name, partition)
+            != totals.get(partition, 0)
+        }
+        touched |= self._losers_to(changes.changed + changes.deleted)
+        if EVERY_PARTITION in changes.partitions:
+            touched |= set(known_partitions)
+        if UNPLACED in changes.partitions and not touched and known_partitions:
+            touched.add(self._reader_of(changes, known_partitions))
+        return touched
+
+    def _losers_to(self, changed_files: Iterable[str]) -> set[str]:
+        """Partitions that refused a document because a changed file held another of its id."""
+        changed = set(changed_files)
+        if not changed:
+            return set()
+        prefix = f"{self.collection.name}/documents/"
+        found = set()
+        for key in self.artifacts.list_keys(prefix, "quarantine.parquet"):
+            partition, _, _ = key.removeprefix(prefix).rpartition("/")
+            if not partition:
+                continue
+            with self.artifacts.reading(key) as path:
+                for row in pq.read_table(path, columns=["reason", "detail"]).to_pylist():
+                    if row["reason"] == RefusalReason.duplicate_id.value:
+                        winner = files.duplicate_winner(row["detail"])
+                        if winner in changed:
+                            found.add(partition)
+                            break
+        return found
+
+    def _reader_of(self, changes: Changes, known_partitions: Sequence[str]) -> str:
+        """A partition whose run reads a changed file in which every record is refused."""
+        settings = self.collection.settings.partitions
+        for file in [*changes.new, *changes.changed] if settings.by != "bucket" else []:
+            if (period := self.source.period_of(file)) is not None:
+                period_of_partition = period_of_key(settings)
+                for partition in known_partitions:
+                    if period_of_partition(partition)[1] > period[0]:
+                        return partition
+        return known_partitions[-1]
+
+    def _key(self, cursor: Cursor) -> str:
+        return f"{self._prefix}{cursor.epoch}-{cursor.generation}.parquet"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.collection.name}/automation/source_sensor/"
+
+    def _save(self, inventory: Inventory, cursor: Cursor, keep: str) -> None:
+        inventory.save(self.artifacts, self._key(cursor))
+        for key in self.artifacts.list_keys(self._prefix, ".parquet"):
+            if key not in (keep, self._key(cursor)):
+                self.artifacts.remove(key)
+
+
+def _why_nothing(changes: Changes, files_listed: int) -> str:
+    left = f"; {changes.unread:,} files are left for the next tick" if changes.unread else ""
+    if not changes.files:
+        return f"Nothing to request: {files_listed:,} files hold what they held{left}."
+    return f"Nothing to request: {changes}, but no partition holds anything else{left}."

@@ -1,0 +1,75 @@
+"""What a source holds of each partition, as one number a partition that tells any change."""
+
+from collections import defaultdict
+from functools import lru_cache
+from hashlib import blake2b
+
+from embedding_assets.partitions import partition_of, period_of_key
+from embedding_assets.settings import PartitionSettings
+from resources.content_identity import document_version
+from resources.document_source import Document, DocumentSource, Refusal
+from resources.document_source.files import Period
+
+UNPLACED = ""
+"""Stands for the partition of a refused record, which has none."""
+DIGEST_BYTES = 16
+_MODULUS = 2 ** (8 * DIGEST_BYTES)
+
+
+class SourceState:
+    """Digests of records by partition.
+
+    A digest is a sum of hashes, one a record: it does not depend on the order of records, and that
+    of several files is the sum of theirs. The ingest stores it with what it made of the records, so
+    that sensors can tell whether a partition is up to date without a look at its documents.
+
+    Args:
+        source: where the records come from.
+        partitions: the collection's partitions.
+    """
+
+    def __init__(self, source: DocumentSource, partitions: PartitionSettings) -> None:
+        self.digests: defaultdict[str, int] = defaultdict(int)
+        self.partition_of = partition_of(partitions)
+        self._by_time = partitions.by != "bucket"
+        self._period_of_file = lru_cache(maxsize=1)(source.period_of)
+        self._period_of_key = lru_cache(maxsize=1024)(period_of_key(partitions))
+
+    def add(self, record: Document | Refusal) -> None:
+        if isinstance(record, Refusal):
+            self._add(UNPLACED, f"{record.file}\n{record.line}\n{record.reason.value}".encode())
+            return
+        timestamp = record.timestamp.isoformat() if record.timestamp else ""
+        version = document_version(record.title, record.text, timestamp, record.metadata)
+        self.add_document(record, self.partition_of(record), version)
+
+    def add_document(self, document: Document, partition: str, version: bytes) -> None:
+        """As `add`, if partition and version are known already."""
+        read_for = self._period_of_file(document.file) if self._by_time else None
+        if read_for is not None and not self._overlaps(partition, read_for):
+            return  # no run of this partition reads the file
+        self._add(partition, f"{document.file}\n{document.id}\n".encode() + version)
+
+    def _overlaps(self, partition: str, read_for: Period) -> bool:
+        try:
+            start, end = self._period_of_key(partition)
+        except (ValueError, OverflowError):  # the years 1 to 999, and 9999
+            return False
+        return start < read_for[1] and read_for[0] < end
+
+    def _add(self, partition: str, record: bytes) -> None:
+        digest = blake2b(record, digest_size=DIGEST_BYTES).digest()
+        self.digests[partition] = added(self.digests[partition], int.from_bytes(digest, "big"))
+
+
+def added(*digests: int) -> int:
+    """The digest of several sets of records together."""
+    return sum(digests) % _MODULUS
+
+
+def to_bytes(digest: int) -> bytes:
+    return digest.to_bytes(DIGEST_BYTES, "big")
+
+
+def from_bytes(digest: bytes) -> int:
+    return int.from_bytes(digest, "big")
