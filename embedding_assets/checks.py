@@ -1,6 +1,6 @@
 """Asset checks: each one judges numbers that the step itself has just produced or read back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +89,20 @@ class EmbeddingChecks:
         )
 
     def results(
-        self, numbers: "EmbeddingNumbers", canaries: Canaries, instance: dg.DagsterInstance
+        self,
+        numbers: "EmbeddingNumbers",
+        used: Mapping[str, float],
+        canaries: Canaries,
+        instance: dg.DagsterInstance,
     ) -> list[dg.AssetCheckResult]:
-        """The checks of a run; `instance` has the results of those before it."""
+        """The checks of a run.
+
+        Args:
+            numbers: of all its partitions.
+            used: what embedder and cache tell of their servers.
+            canaries: those of this run.
+            instance: has the results of the runs before.
+        """
         limits = self._thresholds
 
         def result(
@@ -132,6 +143,7 @@ class EmbeddingChecks:
                     "tokens_per_second": numbers.tokens_per_second,
                     "embedded": numbers.embedded,
                     "min_chunks_per_second": limits.min_chunks_per_second,
+                    **used,
                 },
             ),
             result(

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
 from embedding_assets.canaries import Canaries, SpaceDriftError
@@ -59,7 +60,7 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
         )
         total = EmbeddingNumbers()
         with RangeRun(context) as run, scratch() as database:
-            progress = Progress(context.log, "chunks embedded")
+            progress = Progress(context.log, "chunks", partitions=len(run.partitions))
             for partition in run.partitions:
                 try:
                     numbers = job.run(partition, database, progress)
@@ -77,8 +78,12 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
                         "embedder": resources.embedder.describe(),
                     },
                 )
+            progress.finish()
         context.log.info(total.summary())
-        results = checks.results(total, providers.canaries, context.instance)
+        used = {**resources.embedder.statistics(), **resources.cache.faults()}
+        if used:
+            context.log.info(", ".join(f"{name}: {value:,.4g}" for name, value in used.items()))
+        results = checks.results(total, used, providers.canaries, context.instance)
         return dg.MaterializeResult(check_results=results)
 
     return embeddings
@@ -131,7 +136,12 @@ class EmbeddingNumbers:
             setattr(self, name, getattr(self, name) + value)
 
     def metadata(self) -> dict[str, Any]:
-        numbers = {name: value for name, value in vars(self).items() if name != "error_examples"}
+        numbers = {
+            name: value
+            for name, value in vars(self).items()
+            # Dagster keeps some hundred bytes of each number for each partition.
+            if name != "error_examples" and (value or name not in _SELDOM)
+        }
         return {
             **numbers,
             "cache_hit_rate": self.cache_hit_rate,
@@ -148,6 +158,12 @@ class EmbeddingNumbers:
             f"{self.tokens_per_second:,.0f} tokens/s), {self.cache_hits:,} of "
             f"{self.distinct_chunks:,} cached ({self.cache_hit_rate:.1%}), {self.errors} errors."
         )
+
+
+_SELDOM = (
+    "cache_entries_rejected", "left_to_fallback", "fallback_vectors", "fallback_embedded",
+    "fallback_tokens", "dollars",
+)  # fmt: skip
 
 
 class EmbeddingJob:
@@ -204,6 +220,7 @@ class EmbeddingJob:
                 yield from self._embedded(work, stand_in, providers.space, numbers)
 
         def vectors() -> Iterator[pa.RecordBatch]:
+            work.progress.begin(pq.read_metadata(work.plan).num_rows)
             plan = "SELECT content_hash, chunk_id FROM read_parquet($plan)"
             yield from self._cached(work, providers.space, numbers, plan, plan=work.plan)
             yield from embedded()
@@ -279,6 +296,7 @@ class EmbeddingJob:
             numbers.cache_hits += hits
             numbers.cache_misses += len(batch) - hits
             numbers.cache_entries_rejected += answer.rejected
+            work.progress.advance(hits, cached=hits)
             if hits < len(batch):
                 missing = batch["chunk_id"].filter(pa.array(~answer.found))
                 work.database.insert("missing", pa.table({"chunk_id": missing}))
@@ -321,7 +339,8 @@ class EmbeddingJob:
                 numbers.error_examples += [f"{reason}: {why}" for _, reason, why in failed[:3]]
                 columns = [pa.array(column, pa.string()) for column in zip(*failed, strict=True)]
                 work.database.insert("failed", pa.table(columns, schema=_FAILED))
-            work.progress.advance(len(batch))
+            errors_now = len(batch) - int(np.count_nonzero(good))
+            work.progress.advance(len(batch), embedded=len(batch) - errors_now, errors=errors_now)
             yield _vector_rows(hashes.filter(pa.array(good)), vectors)
             numbers.seconds_embedding += time.perf_counter() - started
             started = time.perf_counter()

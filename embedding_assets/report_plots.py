@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_PNG_BYTES = 100_000
 """Dagster keeps metadata in its event log, twice."""
 
-COST = "cost_usd"
+COST = "dollars"
 _TITLE_LENGTH = 32
 _COLOUR = "#3b5bdb"
 

@@ -175,7 +175,8 @@ class EmbedderSettings(Settings):
 
     @model_validator(mode="after")
     def _settings_are_of_the_provider(self) -> Self:
-        given = self.model_fields_set
+        fields = type(self).model_fields
+        given = {name for name in fields if getattr(self, name) != fields[name].default}
         if self.provider == "local":
             if foreign := sorted(given & self.remote_fields()):
                 raise ValueError(

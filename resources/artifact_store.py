@@ -107,9 +107,8 @@ class FileArtifactStore(ArtifactStore):
         root = self._location("")
         self._filesystem.invalidate_cache()  # other processes write here too
         found = (location[len(root) :] for location in self._filesystem.find(root + prefix))
-        names = ((key, key.rpartition("/")[2]) for key in found)
         # Hidden names are files that are being written.
-        return sorted(k for k, name in names if name.endswith(suffix) and name[0] != ".")
+        return sorted(k for k in found if k.endswith(suffix) and "/." not in k)
 
     def remove(self, key: str) -> None:
         if self.exists(key):

@@ -108,6 +108,10 @@ class Embedder(dg.ConfigurableResource, ABC):
         del tokens
         return 0.0
 
+    def statistics(self) -> dict[str, float]:
+        """What was used since this resource was made, which in Dagster is a run."""
+        return {}
+
     @abstractmethod
     def describe(self) -> str:
         """One line for people: what runs where, in which precision, and why."""

@@ -98,8 +98,10 @@ class LanceDBVectorStore(VectorStore):
         remove_chunk_ids: Sequence[str] = (),
         remove_rest_of_partition: str | None = None,
     ) -> None:
-        self.create_table(collection, space)
         table = self._open(collection, space)
+        if table is None:
+            self.create_table(collection, space)
+            table = self._open(collection, space)
         conditions = []
         if len(remove_chunk_ids):
             conditions.append(f"chunk_id IN ({_literals(remove_chunk_ids)})")

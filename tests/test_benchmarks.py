@@ -97,7 +97,7 @@ def test_the_batch_size_asset_shows_table_plot_and_the_best(tmp_path: Path) -> N
     assert fastest["best"]
     assert all(0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
     one_round = [1] * 40 + [8] * 5 + [32, 8] + [16, 16, 8]
-    assert embedder.batches == [1, 40, *one_round, *one_round]  # the first two: warm-up
+    assert embedder.batch_sizes == [1, 40, *one_round, *one_round]  # the first two: warm-up
     assert_plot_is_shown_and_kept(metadata, tmp_path, "batch_size")
 
 

@@ -135,7 +135,7 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     expect = playwright.expect
 
     # The graph renders.
-    page.goto("/asset-groups")
+    page.goto(_graph('key:"peps/*"'))
     for asset in (*STAGES, "report"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
     expect(page.locator("svg foreignObject")).to_have_count(len(STAGES) + 1)
@@ -152,6 +152,7 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     page.get_by_role("button", name="Materialize").first.click()
     _choose_partitions(page, "2003")
     page.get_by_role("button", name="Launch 1 run").click()
+    expect(page.get_by_text(re.compile("Launched run|Created backfill"))).to_be_visible()
     page.goto("/runs")  # the runs of a backfill are one row, which says Completed at the end
     expect(page.get_by_text("partition: 2003").first).to_be_visible()
     _comes(page, "Success")
@@ -197,7 +198,7 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
 
 CHECKS = {
     "documents": ("accounting",),
-    "embeddings": ("throughput", "cache_hit_rate", "error_rate"),
+    "embeddings": ("throughput", "cache_hit_rate", "error_rate", "space_drift"),
     "vector_index": ("vector_integrity", "completeness"),
 }
 

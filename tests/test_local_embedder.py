@@ -177,7 +177,7 @@ def test_text_that_cannot_be_tokenized_is_named(default):
     assert default.embed(["fine"]).vectors.shape == (1, 384)
 
 
-def test_failure_in_a_callback_surfaces_and_the_next_call_works(default, monkeypatch):
+def test_failure_to_read_the_vectors_surfaces_and_the_next_call_works(default, monkeypatch):
     def broken(_: Any) -> np.ndarray:
         raise ValueError("no output today")
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import operator
 import os
 import shutil
 import subprocess
@@ -10,7 +9,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -215,7 +216,7 @@ class OpenVINOModel:
                 "NUM_STREAMS": self._streams,
                 "PERFORMANCE_HINT": "THROUGHPUT",
             }
-            self._queue: Any = self._new_queue()
+            self._requests: list[Any] = self._new_requests()
         except Exception as error:
             raise EmbeddingError(
                 "load", f"The compiled model in {folder} cannot be loaded: {error}"
@@ -256,45 +257,43 @@ class OpenVINOModel:
 
     def _infer(self, ids: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(ids), self._dimension), dtype=np.float32)
-        failures: list[BaseException] = []
+        # No callbacks: they need the GIL on a thread of OpenVINO's, which aborts the process when
+        # Python is about to exit.
+        running: deque[tuple[Any, np.ndarray]] = deque()
 
-        def copy_out(request: Any, rows: np.ndarray) -> None:
-            try:
-                # The model may yield more: truncate_dim cuts behind it.
-                vectors[rows] = self._output(request)[:, : self._dimension]
-            except BaseException as error:  # raised below: raised here it would be lost
-                failures.append(error)
+        def collect() -> Any:
+            request, rows = running.popleft()
+            request.wait()
+            # The model may yield more: truncate_dim cuts behind it.
+            vectors[rows] = self._output(request)[:, : self._dimension]
+            return request
 
         try:
-            if self._queue is None:
-                self._queue = self._new_queue()
-            self._queue.set_callback(copy_out)
+            if not self._requests:
+                self._requests = self._new_requests()
+            idle = list(self._requests)
             for rows in token_batches(lengths, self._batch_tokens):
-                if failures:
-                    break
                 padded = self._tokens.padded([ids[row] for row in rows], self._manifest.pad_id)
-                inputs = {name: padded[name] for name in self._manifest.inputs}
-                self._queue.start_async(inputs, rows)
-            self._queue.wait_all()
-            # The queue must not keep the vectors, nor a function (and with it this module) until
-            # the process ends: a builtin that does nothing takes the place of `copy_out`.
-            self._queue.set_callback(operator.is_)
+                request = idle.pop() if idle else collect()
+                request.start_async({name: padded[name] for name in self._manifest.inputs})
+                running.append((request, rows))
+            while running:
+                collect()
         except Exception as error:
             # OpenVINO 2026.4 keeps shapes of the failed batch and fails on the next: load it anew.
-            self._queue = None
+            self._requests = []
+            for request, _ in running:
+                with suppress(Exception):
+                    request.wait()
             raise EmbeddingError("infer", f"OpenVINO failed on a batch: {error}") from error
-        if failures:
-            self._queue = None
-            raise EmbeddingError(
-                "infer", f"Vectors could not be read: {failures[0]!r}"
-            ) from failures[0]
         return vectors
 
-    def _new_queue(self) -> Any:
+    def _new_requests(self) -> list[Any]:
         import openvino
 
         model = openvino.Core().compile_model(str(self._folder / MODEL_FILE), "CPU", self._settings)
-        return openvino.AsyncInferQueue(model, self._streams)
+        # One more than run at a time: the next batch is ready when one is done.
+        return [model.create_infer_request() for _ in range(self._streams + 1)]
 
     @staticmethod
     def _output(request: Any) -> np.ndarray:
