@@ -8,10 +8,10 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo ui test lint format bench clean
+.PHONY: help venv demo ui test test-slow lint format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## Install everything into .venv (the other targets do it when needed)
 
@@ -35,6 +35,9 @@ ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-slow: $(INSTALLED) ## Run the tests that take minutes: a backfill cancelled, resumed and killed
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED) ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
 # Every commit adds a fragment; merging them on each commit would cost more than it gains.
 _SMALL_FRAGMENTS = 100
 _READ_AHEAD_BYTES = 32 * 2**20
+_CACHE_BYTES = 64 * 2**20
 _HIT_COLUMNS = [
     "chunk_id", "document_id", "title", "text",
     "span_start", "span_end", "partition", "timestamp", "metadata",
@@ -154,7 +155,11 @@ class LanceDBVectorStore(VectorStore):
         os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
         import lancedb
 
-        return lancedb.connect(self.uri)
+        # The defaults are gigabytes, and each commit is met once or twice only.
+        session = lancedb.Session(
+            index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+        )
+        return lancedb.connect(self.uri, session=session)
 
     def _open(self, collection: str, space: EmbeddingSpace) -> Any:
         """The table at its newest version, or None."""

@@ -6,7 +6,6 @@ import random
 import socketserver
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,22 +26,21 @@ from resources.rate_limiter import (
     _State,
     rate_limiter,
 )
-from tests.redis_limiter_server import RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 Make = Callable[..., RateLimiter]
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    # Not pytest's folder: its path may be too long for a socket.
-    with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder)) as server:
+    with running_redis() as server:
         yield server
 
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """One that a test may stop."""
-    with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder)) as server:
+    with running_redis() as server:
         yield server
 
 
@@ -321,7 +319,7 @@ def test_without_redis_nothing_is_granted_for_a_window_and_then_a_share(
 ) -> None:
     limiter = of_redis(own_redis, tmp_path)
     limiter.settle(limiter.acquire(1), 1)
-    own_redis.stop()
+    own_redis.kill()
     began = time.monotonic()
     limiter.settle(limiter.acquire(1), 1)
     assert time.monotonic() - began >= 0.5
@@ -337,7 +335,7 @@ def test_a_short_outage_grants_nothing_and_costs_one_wait(
 ) -> None:
     limiter = of_redis(own_redis, tmp_path, window=30.0)
     own_redis.stall()
-    threading.Timer(0.5, own_redis.go_on).start()
+    threading.Timer(0.5, own_redis.resume).start()
     began = time.monotonic()
     limiter.acquire(1)
     assert 0.4 <= time.monotonic() - began < 30
@@ -349,7 +347,7 @@ def test_after_an_outage_redis_grants_nothing_for_a_window(
 ) -> None:
     limiter = of_redis(own_redis, tmp_path)
     limiter.acquire(1)
-    own_redis.stop()
+    own_redis.kill()
     limiter.acquire(1)
     own_redis.start()
     other = of_redis(own_redis, tmp_path, window=30.0)
