@@ -330,8 +330,8 @@ def _put(
     vectors: np.ndarray,
 ) -> None:
     _limit_memory(database, space.dimension)
-    database.execute("BEGIN")
     _create_table(database, space)
+    database.execute("BEGIN")
     # The only writer looks before it inserts: that keeps hashes unique without an index, which
     # would make appending several times slower.
     rows, row_ids = _held(database, space, content_hashes)
@@ -526,11 +526,11 @@ def _table(space: EmbeddingSpace) -> str:
 
 
 def _has_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> bool:
-    return bool(
-        database.execute(
-            "SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [f"vectors_{space.id}"]
-        ).fetchall()
-    )
+    try:  # the list of all tables would take some milliseconds; within a transaction this fails
+        database.execute(f"SELECT 1 FROM {_table(space)} LIMIT 0").fetchall()
+    except duckdb.CatalogException:
+        return False
+    return True
 
 
 def _create_own_tables(database: duckdb.DuckDBPyConnection) -> None:
@@ -543,8 +543,10 @@ def _create_own_tables(database: duckdb.DuckDBPyConnection) -> None:
 def _create_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> None:
     if _has_table(database, space):
         return
+    database.execute("BEGIN")
     _create_own_tables(database)
     database.execute("INSERT INTO spaces VALUES (?, ?)", [space.id, space.to_json()])
     database.execute(
         f"CREATE TABLE {_table(space)} (content_hash BLOB, vector BLOB, created TIMESTAMP)"
     )
+    database.execute("COMMIT")

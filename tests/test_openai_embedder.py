@@ -21,7 +21,8 @@ from embedding_assets.component import collection_resources
 from embedding_assets.embedding_stream import embed_each
 from embedding_assets.settings import CollectionSettings
 from resources.adaptive_concurrency import AdaptiveConcurrency
-from resources.embedder import EmbeddingError
+from resources.embedder import Embedder, EmbeddingError
+from resources.local_embedder import LocalEmbedder
 from resources.openai_embedder import OpenAIEmbedder
 from resources.prices import Budget
 from resources.token_estimate import estimating_tokenizer
@@ -36,7 +37,7 @@ from tests.openai_server import (
     error,
     tokens,
 )
-from tests.pipeline import Pipeline, write_jsonl
+from tests.pipeline import Pipeline, checks, numbers, write_jsonl
 
 KEY = "sk-planted-3f9c1e77a0b84d5e"
 TEXTS = ["The first text.", "A second one.", "A third, with more words.", "The last."]
@@ -700,7 +701,14 @@ def test_a_url_with_a_secret_is_refused(url: str, tmp_path: Path) -> None:
 # --- The whole pipeline ---------------------------------------------------------------------------
 
 
-def pipeline(server: OpenAIServer, folder: Path, documents: int = 12, **fields: Any) -> Pipeline:
+def pipeline(
+    server: OpenAIServer,
+    folder: Path,
+    documents: int = 12,
+    settings: dict[str, Any] | None = None,
+    fallback: Embedder | None = None,
+    **fields: Any,
+) -> Pipeline:
     records = [{"id": f"d{i}", "text": f"Document {i} is about {i * i}."} for i in range(documents)]
     source = write_jsonl(folder / "documents.jsonl", records)
     return Pipeline(
@@ -710,7 +718,9 @@ def pipeline(server: OpenAIServer, folder: Path, documents: int = 12, **fields: 
         settings={
             "partitions": {"by": "bucket", "count": 1},
             "embedder": {"flush_size": 2},
+            **(settings or {}),
         },
+        fallback=fallback,
     )
 
 
@@ -813,3 +823,64 @@ def test_a_refused_text_is_in_the_quarantine_of_the_run(
     assert entry["document_id"] == "bad"
     assert "maximum context length" in entry["detail"]
     assert [row["document_id"] for row in ours.rows()] == ["good"]
+
+
+def test_when_the_server_fails_half_way_a_model_here_takes_over_and_is_undone_later(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    """The real components of a user: a provider, a local model, DuckDB, LanceDB."""
+    local = LocalEmbedder(model_cache=str(model_cache), device="cpu")
+    documents = 12
+    with OpenAIServer() as undisturbed_server:
+        undisturbed = pipeline(undisturbed_server, tmp_path / "undisturbed", documents)
+        undisturbed.run()
+    down = threading.Event()
+    answered: list[int] = []
+
+    def fails_after_five(request: Request) -> Answer:
+        answered.append(len(request.texts))
+        if len(answered) > 5 and not down.is_set():
+            return Answer(status=503)
+        return server.embeddings(request)
+
+    with OpenAIServer(always=fails_after_five) as server:
+        failing = pipeline(
+            server,
+            tmp_path / "run",
+            documents,
+            {"fallback": {"when": ["unavailable"]}},
+            local,
+            max_wait=0.2,
+            max_concurrency=1,
+        )
+        first = failing.run()
+        assert not checks(first)["fallback_share"]
+        assert checks(first)["completeness"]
+        assert checks(first)["vector_integrity"]
+        assert numbers(first, "embeddings")["dollars"] > 0
+        (used,) = (
+            evaluation.metadata
+            for evaluation in first.get_asset_check_evaluations()
+            if evaluation.check_name == "throughput"
+        )
+        assert used["requests"].value == len(answered)
+        assert {"retries", "dollars", "seconds_rate_limited", "rate_limit_utilisation"} <= {*used}
+        in_fallback = {row["document_id"] for row in failing.rows(local)}
+        in_primary = {row["document_id"] for row in failing.rows()}
+        assert in_fallback
+        assert in_primary
+        assert not in_fallback & in_primary
+        assert len(in_fallback | in_primary) == documents
+        for row in failing.rows(local):
+            (expected,) = local.embed([row["context"] + row["text"]]).vectors
+            np.testing.assert_allclose(row["vector"], expected, atol=2e-3)
+
+        down.set()
+        second = failing.run()
+        assert checks(second)["fallback_share"]
+        assert failing.rows(local) == []
+
+        def content(rows: list[dict[str, Any]]) -> list[list[str]]:
+            return [[str(value) for value in row.values()] for row in rows]
+
+        assert content(failing.rows()) == content(undisturbed.rows())
