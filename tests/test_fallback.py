@@ -122,10 +122,10 @@ def test_a_primary_that_fails_half_way_is_stood_in_for_and_comes_back_by_itself(
     assert result["completeness"]
     assert result["vector_integrity"]
     told = per_partition(first, "embeddings")
-    assert [told[year]["fallback_vectors"] > 0 for year in YEARS] == [False, True, True]
+    assert [told[year].get("fallback_vectors", 0) > 0 for year in YEARS] == [False, True, True]
     for metadata in told.values():
         assert metadata["cache_misses"] == (
-            metadata["embedded"] + metadata["errors"] + metadata["left_to_fallback"]
+            metadata["embedded"] + metadata["errors"] + metadata.get("left_to_fallback", 0)
         )
 
     switch.touch()
@@ -192,7 +192,7 @@ def test_a_fallback_in_the_same_space_writes_into_it_once_it_has_proved_to_be_th
     )
     result = pipeline.run("2021", "2022")
     assert {row["partition"] for row in pipeline.rows()} == {"2021", "2022"}
-    assert numbers(result, "embeddings")["left_to_fallback"] == 0
+    assert "left_to_fallback" not in numbers(result, "embeddings")
     assert checks(result)["fallback_share"]
     assert fallback.texts
 
