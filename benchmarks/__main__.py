@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS, markdown_table, print_tables, read_lines
 
-TAKES_QUICK = ("engine", "freshness", "scale")
-OTHERS = ("stores", "import_time")
+TAKES_QUICK = ("engine", "freshness", "scale", "stores", "limiter", "sensor_tick", "backfill")
+OTHERS = ("import_time", "chunking")
 SUMMARY = RESULTS / "README.md"
 
 

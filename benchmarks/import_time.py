@@ -3,19 +3,22 @@
     python -m benchmarks.import_time [--repeats 7]
 
 CPU time of fresh processes that take turns, less that of an empty one; medians are shown, so that a
-busy machine disturbs little. The target for the plain import is 1.3.
+busy machine disturbs little.
 """
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
+from functools import partial
 
-EMPTY = "pass"
+from benchmarks.measure import Line, in_turn, median, print_tables, spread, write_results
+
+REFERENCE, OURS = "import dagster", "import embedding_assets.definitions"
 PROGRAMS = {
-    "import dagster": "import dagster",
-    "import embedding_assets.definitions": "import embedding_assets.definitions",
+    "nothing": "pass",
+    REFERENCE: REFERENCE,
+    OURS: OURS,
     "load the definitions": "import embedding_assets.definitions as d; d.defs()",
     "import dagster, pyarrow.parquet, duckdb": "import dagster, pyarrow.parquet, duckdb",
 }
@@ -34,16 +37,25 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     for program in PROGRAMS.values():
         cpu_seconds(program)  # writes byte code, warms the file cache
-    costs: dict[str, list[float]] = {name: [] for name in ("empty", *PROGRAMS)}
-    for _ in range(repeats):
-        costs["empty"].append(cpu_seconds(EMPTY))
-        for name, program in PROGRAMS.items():
-            costs[name].append(cpu_seconds(program))
-    empty = statistics.median(costs["empty"])
-    reference = statistics.median(costs["import dagster"]) - empty
-    for name in PROGRAMS:
-        seconds = statistics.median(costs[name]) - empty
-        print(f"{name:<42} {seconds:6.2f} s   {seconds / reference:5.2f} x import dagster")
+    ways = {name: partial(cpu_seconds, program) for name, program in PROGRAMS.items()}
+    taken = in_turn(ways, repeats)
+    empty = median(taken["nothing"])
+    reference = median(taken[REFERENCE]) - empty
+    rows = [
+        {
+            "program": name,
+            "CPU s": median(seconds) - empty,
+            f"× {REFERENCE}": (median(seconds) - empty) / reference,
+            "spread": spread(seconds),
+        }
+        for name, seconds in taken.items()
+        if name != "nothing"
+    ]
+    ratio = (median(taken[OURS]) - empty) / reference
+    lines = [Line(f"{OURS}, against {REFERENCE}", 1.3, ratio, at_most=True)]
+    tables = {"CPU time of a fresh process, less that of an empty one": rows}
+    write_results("import_time", "Import time", tables, lines)
+    print_tables({**tables, "Promises": [line.row() for line in lines]})
 
 
 if __name__ == "__main__":

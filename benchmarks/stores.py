@@ -1,27 +1,25 @@
-"""The embedding caches and the vector store at a million entries of 384 float32.
+"""The embedding caches and the vector store, each alone, at a million entries and more.
 
-    python -m benchmarks.stores [--entries 1000000] [--dimension 384] [--only cache|redis|store]
+    python -m benchmarks.stores [--quick] [--entries 1000000] [--small-entries 10000000]
 
 Every operation on the DuckDB cache opens the file, acts and closes it, as in a run. The Redis cache
 runs on loopback, on the same cores as its server. Rates are rows a second; "spread" keys lie all
-over the cache, "together" ones were put together. Page cache is warm. "asked" is the rate that the
-project wants to reach, "times asked" the median against it; "CPU ms" is this process's own time,
-which other load on the machine changes less.
+over the cache, "together" ones were put together. Page cache is warm. "CPU ms" is this process's
+own time, which other load on the machine changes less.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.measure import Line, median, print_tables, write_results, written_mb
 from resources.content_identity import HASH_BYTES
 from resources.duckdb_cache import DuckDBEmbeddingCache
 from resources.embedding_cache import EmbeddingCache
@@ -35,6 +33,9 @@ BATCH = 65_536
 FLUSH = 4_096
 ROWS_PER_BATCH = 8_192
 REPEATS = 5
+DIMENSION, SMALL_DIMENSION = 384, 8
+_QUERIES = 20
+PARTS = ("cache", "small", "redis", "store")
 _REDIS_ENTRIES = 262_144  # 0.5 GB of memory at 384 float32
 
 
@@ -47,6 +48,16 @@ def random_hashes(count: int, seed: int) -> pa.Array:
 
 def random_vectors(count: int, dimension: int) -> np.ndarray:
     vectors = np.random.default_rng(0).standard_normal((count, dimension), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def clustered_vectors(count: int, dimension: int, seed: int) -> np.ndarray:
+    """Vectors with neighbours, as texts have: some hundred topics in some ten directions."""
+    topics = np.random.default_rng(0).standard_normal((340, dimension), dtype=np.float32)
+    chance = np.random.default_rng(seed)
+    within = chance.standard_normal((count, 40), dtype=np.float32) @ topics[:40]
+    noise = chance.standard_normal((count, dimension), dtype=np.float32)
+    vectors = 0.7 * topics[40 + chance.integers(0, 300, count)] + 0.15 * (within + noise)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -64,31 +75,35 @@ def seconds(function: Callable[[], object]) -> Taken:
     return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
+@dataclass
 class Report:
-    def __init__(self) -> None:
-        self.table = Table("operation", "rows", "median s", "CPU ms", "median rows/s")
-        self.table.add_column("slowest rows/s")
-        self.table.add_column("asked")
-        self.table.add_column("times asked")
+    """The table of one cache or store, and the promises about it."""
+
+    about: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
     def add(self, operation: str, rows: int, times: list[Taken], asked: int = 0) -> None:
+        """Adds an operation on so many rows; `asked` is the rate that was promised, or 0."""
         walls = [taken.wall for taken in times]
-        median = statistics.median(walls)
-        self.table.add_row(
-            operation,
-            f"{rows:,}",
-            f"{median:.3f}",
-            f"{1000 * statistics.median(taken.cpu for taken in times):.0f}",
-            f"{rows / median:,.0f}",
-            f"{rows / max(walls):,.0f}",
-            f"{asked:,}" if asked else "",
-            f"{rows / median / asked:.2f}" if asked else "",
+        self.rows.append(
+            {
+                "operation": operation,
+                "rows": f"{rows:,}",
+                "median s": median(walls),
+                "CPU ms": 1000 * median([taken.cpu for taken in times]),
+                "median rows/s": rows / median(walls),
+                "slowest rows/s": rows / max(walls),
+            }
         )
+        if asked:
+            promise = f"{self.about}: {operation}, {rows:,} rows"
+            self.lines.append(Line(promise, asked, rows / median(walls), "rows/s"))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Rates that the project wants of a cache, in rows a second; 0: none."""
+    """Rates that are promised of a cache, in rows a second; 0: none."""
 
     put: int
     get: int
@@ -96,19 +111,14 @@ class Asked:
 
 
 def measure_cache(
-    report: Report,
-    name: str,
-    cache: EmbeddingCache,
-    space: EmbeddingSpace,
-    entries: int,
-    asked: Asked,
+    report: Report, cache: EmbeddingCache, space: EmbeddingSpace, entries: int, asked: Asked
 ) -> None:
     vectors = random_vectors(BATCH, space.dimension)
     batches = [random_hashes(BATCH, seed) for seed in range(max(1, entries // BATCH))]
     puts = [seconds(lambda keys=keys: cache.put(space, keys, vectors)) for keys in batches]
-    report.add(f"{name}.put, all batches", BATCH, puts, asked.put)
+    report.add("put", BATCH, puts)
     whole = Taken(sum(taken.wall for taken in puts), sum(taken.cpu for taken in puts))
-    report.add(f"{name}.put, whole filling", BATCH * len(batches), [whole], asked.put)
+    report.add("put, whole filling", BATCH * len(batches), [whole], asked.put)
 
     held = pa.concat_arrays(batches)
     positions = np.random.default_rng(1)
@@ -128,34 +138,25 @@ def measure_cache(
                 several = [keys(count) for _ in range(REPEATS)]
                 times = [seconds(lambda o=operation, k=k: o(space, k)) for k in several]
                 target = rate if count == BATCH else 0
-                report.add(f"{name}.{operation.__name__}, {where}", count, times, target)
+                report.add(f"{operation.__name__}, {where}", count, times, target)
     for count in (FLUSH, 512):
         fresh = [random_hashes(count, 10**7 + 10 * count + i) for i in range(REPEATS)]
         times = [seconds(lambda k=k, n=count: cache.put(space, k, vectors[:n])) for k in fresh]
-        report.add(f"{name}.put into the full cache", count, times)
+        report.add("put into the full cache", count, times)
         times = [seconds(lambda k=k, n=count: cache.put(space, k, vectors[:n])) for k in fresh]
-        report.add(f"{name}.put of what is there", count, times)
+        report.add("put of what is there", count, times)
 
 
 def measure_small_puts(report: Report, folder: Path, space: EmbeddingSpace) -> None:
     """A run that flushes 1,024 vectors at a time, as by default: rate, and bytes written."""
     cache = DuckDBEmbeddingCache(path=str(folder / "small-puts.duckdb"))
     vectors = random_vectors(FLUSH // 4, space.dimension)
-    before = _bytes_written()
+    before = written_mb()
     keys = [random_hashes(len(vectors), 10**8 + number) for number in range(100)]
     times = [seconds(lambda k=k: cache.put(space, k, vectors)) for k in keys]
-    report.add("duckdb.put, 100 flushes", len(vectors), times)
-    if before:
-        ratio = (_bytes_written() - before) / (len(keys) * vectors.nbytes)
-        report.table.add_row("  bytes written / bytes of vectors", "", "", "", f"{ratio:.1f}")
-
-
-def _bytes_written() -> int:
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:  # not Linux
-        return 0
-    return int(dict(line.split(": ") for line in lines)["wchar"])
+    report.add("put, 100 flushes", len(vectors), times)
+    ratio = (written_mb() - before) * 1e6 / (len(keys) * vectors.nbytes)
+    report.rows[-1]["operation"] += f" ({ratio:.1f} bytes written a byte of vectors)"
 
 
 def rows(space: EmbeddingSpace, first: int, count: int, partition: str) -> pa.RecordBatch:
@@ -163,20 +164,20 @@ def rows(space: EmbeddingSpace, first: int, count: int, partition: str) -> pa.Re
     numbers = range(first, first + count)
     constants = {"document_version": bytes(HASH_BYTES), "partition": partition, "metadata": "{}"}
     columns = []
-    for field in schema:
-        if field.name == "vector":
-            flat = pa.array(random_vectors(count, space.dimension).ravel())
+    for column in schema:
+        if column.name == "vector":
+            flat = pa.array(clustered_vectors(count, space.dimension, first).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, space.dimension))
-        elif field.name in ("chunk_id", "document_id"):
+        elif column.name in ("chunk_id", "document_id"):
             columns.append(pa.array([f"{number:040x}" for number in numbers]))
-        elif field.name == "text":
+        elif column.name == "text":
             columns.append(pa.array([f"chunk {number} " * 80 for number in numbers]))
-        elif field.name == "content_hash":
+        elif column.name == "content_hash":
             columns.append(random_hashes(count, first))
-        elif field.name in constants:
-            columns.append(pa.array([constants[field.name]] * count, field.type))
+        elif column.name in constants:
+            columns.append(pa.array([constants[column.name]] * count, column.type))
         else:
-            columns.append(pa.nulls(count, field.type))
+            columns.append(pa.nulls(count, column.type))
     return pa.record_batch(columns, schema=schema)
 
 
@@ -198,41 +199,74 @@ def measure_store(report: Report, folder: Path, space: EmbeddingSpace, entries: 
 
     partitions = max(1, entries // per_partition)
     times = [write(p, p * per_partition) for p in range(partitions)]
-    report.add("store.replace, new partitions", per_partition, times)
+    report.add("replace, new partitions", per_partition, times, asked=50_000)
     half = per_partition // 2
     times = [write(p, p * per_partition + half) for p in (partitions - 1,)]
-    report.add("store.replace, half of it known", per_partition, times)
-    query = random_vectors(1, space.dimension)[0]
+    report.add("replace, half of it known", per_partition, times)
     count = store.count("benchmark", space)
-    searches = [seconds(lambda: store.search("benchmark", space, query, 10)) for _ in range(5)]
-    report.add("store.search, exact, rows compared", count, searches)
+    queries = clustered_vectors(_QUERIES, space.dimension, 10**9)
+    report.add("maintain", count, [seconds(lambda: store.maintain("benchmark", space))])
+    found: dict[bool, list[set[str]]] = {True: [], False: []}
+
+    def search(query: np.ndarray, exact: bool) -> None:
+        hits = store.search("benchmark", space, query, 10, exact=exact)
+        found[exact].append({hit.chunk_id for hit in hits})
+
+    for exact in (True, False):
+        report.add(
+            f"search, {'exact' if exact else 'approximate'}",
+            count,
+            [seconds(lambda q=query, e=exact: search(q, e)) for query in queries],
+        )
+    shared = [len(one & other) / 10 for one, other in zip(*found.values(), strict=True)]
+    report.rows[-1]["operation"] += f" (recall@10 {sum(shared) / len(shared):.3f})"
+
+
+def measure_all(options: argparse.Namespace, folder: Path) -> list[Report]:
+    def space(dimension: int) -> EmbeddingSpace:
+        return EmbeddingSpace("benchmark", "random", "", dimension, 256, True)
+
+    wide = space(DIMENSION)
+    reports = []
+    parts = options.only.split(",") if options.only else PARTS
+    if "cache" in parts:
+        reports.append(Report(f"DuckDB cache, {options.entries:,} entries of {DIMENSION} float32"))
+        cache = DuckDBEmbeddingCache(path=str(folder / "cache.duckdb"))
+        measure_cache(reports[-1], cache, wide, options.entries, Asked(60_000, 0, 500_000))
+        measure_small_puts(reports[-1], folder, wide)
+    if "small" in parts:
+        many = options.small_entries
+        reports.append(Report(f"DuckDB cache, {many:,} entries of {SMALL_DIMENSION} float32"))
+        cache = DuckDBEmbeddingCache(path=str(folder / "small.duckdb"))
+        measure_cache(reports[-1], cache, space(SMALL_DIMENSION), many, Asked(0, 0, 500_000))
+    if "redis" in parts:
+        entries = min(options.entries, _REDIS_ENTRIES)
+        reports.append(Report(f"Redis cache, {entries:,} entries of {DIMENSION} float32"))
+        with running_redis() as server:
+            # The time limit is not what is measured.
+            cache = RedisEmbeddingCache(url=server.url, timeout=30)
+            measure_cache(reports[-1], cache, wide, entries, Asked(25_000, 40_000, 0))
+    if "store" in parts:
+        reports.append(Report(f"vector store, {options.entries:,} rows of {DIMENSION} float32"))
+        measure_store(reports[-1], folder, wide, options.entries)
+    return reports
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entries", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--only", choices=["cache", "redis", "store"])
+    parser.add_argument("--small-entries", type=int, default=10_000_000)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the entries")
+    parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
     options = parser.parse_args()
-    space = EmbeddingSpace("benchmark", "random", "", options.dimension, 256, True)
-    report = Report()
+    if options.quick:
+        options.entries, options.small_entries = 100_000, 1_000_000
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        folder = Path(name)
-        if options.only in (None, "cache"):
-            cache = DuckDBEmbeddingCache(path=str(folder / "cache.duckdb"))
-            asked = Asked(put=60_000, get=0, contains=500_000)
-            measure_cache(report, "duckdb", cache, space, options.entries, asked)
-            measure_small_puts(report, folder, space)
-        if options.only in (None, "redis"):
-            with running_redis() as server:
-                # The time limit is not what is measured.
-                cache = RedisEmbeddingCache(url=server.url, timeout=30)
-                asked = Asked(put=25_000, get=40_000, contains=0)
-                entries = min(options.entries, _REDIS_ENTRIES)
-                measure_cache(report, "redis", cache, space, entries, asked)
-        if options.only in (None, "store"):
-            measure_store(report, folder, space, options.entries)
-    Console(width=130).print(report.table)
+        reports = measure_all(options, Path(name))
+    tables = {report.about: report.rows for report in reports}
+    lines = [line for report in reports for line in report.lines]
+    write_results("stores", "Caches and vector store, alone", tables, lines)
+    print_tables({**tables, "Promises": [line.row() for line in lines]})
 
 
 if __name__ == "__main__":

@@ -359,9 +359,21 @@ def _damaged_rows(
 
 
 def evaluate_collection(
-    collection: str, resources: CollectionResources, queries: Path, qrels: Path
+    collection: str,
+    resources: CollectionResources,
+    queries: Path,
+    qrels: Path,
+    *,
+    exact: bool = False,
 ) -> Evaluation:
     """Searches for every judged query in the whole index and scores the document rankings.
+
+    Args:
+        collection: the collection's name.
+        resources: its embedders and stores.
+        queries: JSON Lines file of queries.
+        qrels: TSV file of judgements.
+        exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or malformed.
@@ -369,4 +381,4 @@ def evaluate_collection(
     """
     judgements = load_qrels(qrels)
     texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
-    return evaluate(rank_documents(collection, resources, texts), judgements)
+    return evaluate(rank_documents(collection, resources, texts, exact=exact), judgements)

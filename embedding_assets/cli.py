@@ -27,6 +27,14 @@ app = typer.Typer(
 )
 app.add_typer(cache_app, name="cache")
 _SNIPPET = 160
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Compare with every chunk. Large collections are searched through an approximate "
+        "index, which may miss some.",
+    ),
+]
 
 
 def main() -> None:
@@ -62,6 +70,7 @@ def search(
         typer.Option("--collection", "-c", help="The collection; may be left out if there is one."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,
+    exact: Exact = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the chunks nearest to a text."""
@@ -70,7 +79,7 @@ def search(
 
     with errors_for_people():
         name, loaded = _collection(collection)
-        hits = search_index(name, loaded.resources, text, k)
+        hits = search_index(name, loaded.resources, text, k, exact=exact)
         models = [e.space.model for e in embedders_of_rows(name, loaded.resources)]
     if len(models) > 1:
         typer.secho(
@@ -117,6 +126,7 @@ def evaluate(
     per_query: Annotated[
         Path | None, typer.Option(help="Write the figures of each query to this JSON Lines file.")
     ] = None,
+    exact: Exact = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
@@ -132,7 +142,7 @@ def evaluate(
                 f"Collection '{name}' has no 'evaluation' in its YAML: give --queries and --qrels."
             )
         with console.status("Searching …") if is_terminal(as_json) else nullcontext():
-            result = evaluate_collection(name, loaded.resources, queries, qrels)
+            result = evaluate_collection(name, loaded.resources, queries, qrels, exact=exact)
         if per_query is not None:
             lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
             per_query.write_text("".join(lines))

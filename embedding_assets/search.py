@@ -17,11 +17,20 @@ _CHUNKS_PER_DOCUMENT = 10
 """To rank k documents, so many times k chunks are fetched: several may be of one document."""
 
 
-def search(collection: str, resources: CollectionResources, text: str, k: int) -> list[SearchHit]:
+def search(
+    collection: str, resources: CollectionResources, text: str, k: int, *, exact: bool = False
+) -> list[SearchHit]:
     """The k chunks nearest to a text, best first.
 
     Where rows are in more than one embedding space, each is asked with a query vector of its own
     and the ranks are fused: scores of different spaces cannot be compared.
+
+    Args:
+        collection: the collection's name.
+        resources: its embedders and stores.
+        text: what to look for.
+        k: how many chunks.
+        exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
         ValueError: the text is empty.
@@ -32,14 +41,19 @@ def search(collection: str, resources: CollectionResources, text: str, k: int) -
     rankings = []
     for embedder in embedders_of_rows(collection, resources):
         (vector,) = query_vectors(resources.cache, embedder, [text])
-        rankings.append(resources.store.search(collection, embedder.space, vector, k))
+        rankings.append(resources.store.search(collection, embedder.space, vector, k, exact=exact))
     hits = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
     fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
     return [hits[chunk] for chunk in fused[:k]]
 
 
 def rank_documents(
-    collection: str, resources: CollectionResources, queries: Mapping[str, str], k: int = 10
+    collection: str,
+    resources: CollectionResources,
+    queries: Mapping[str, str],
+    k: int = 10,
+    *,
+    exact: bool = False,
 ) -> dict[str, list[str]]:
     """The ids of the k best documents for each query, by their best chunk."""
     rankings: dict[str, list[list[str]]] = {query: [] for query in queries}
@@ -47,7 +61,7 @@ def rank_documents(
         vectors = query_vectors(resources.cache, embedder, list(queries.values()))
         for query, vector in zip(queries, vectors, strict=True):
             hits = resources.store.search(
-                collection, embedder.space, vector, k * _CHUNKS_PER_DOCUMENT
+                collection, embedder.space, vector, k * _CHUNKS_PER_DOCUMENT, exact=exact
             )
             rankings[query].append(
                 documents_from_chunks([(hit.document_id, hit.score) for hit in hits], k)

@@ -112,7 +112,13 @@ class VectorStore(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def search(
-        self, collection: str, space: EmbeddingSpace, vector: np.ndarray, k: int
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        vector: np.ndarray,
+        k: int,
+        *,
+        exact: bool = False,
     ) -> list[SearchHit]:
         """The k chunks most similar to the query vector, best first.
 
@@ -121,6 +127,8 @@ class VectorStore(dg.ConfigurableResource, ABC):
             space: the embedding space of the query vector.
             vector: shape (dimension,), float32.
             k: how many hits.
+            exact: compare with every row; otherwise a large table may miss some of the best, though
+                never give a wrong score.
 
         Raises:
             LookupError: there is no such table yet.

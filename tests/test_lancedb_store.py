@@ -336,3 +336,87 @@ def test_maintain_never_changes_rows(store, monkeypatch):
     store.replace(NAME, SPACE, reader(batch(ids(1, 500), text="new")))
     assert rows(store)["c00001"] == "new"
     assert store.count(NAME, SPACE) == len(before) + 1
+
+
+# --- the approximate index
+
+
+def versioned(chunks: Sequence[str], version: int) -> pa.RecordBatch:
+    """Rows whose text and vector both change with the version."""
+    found = batch(chunks, text=f"version {version}")
+    vectors = np.concatenate([fake_vector(f"{chunk} {version}", 16) for chunk in chunks])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors), 16)
+    return found.set_column(SCHEMA.get_field_index("vector"), SCHEMA.field("vector"), column)
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> LanceDBVectorStore:
+    """A store of 3,000 rows that are searched through an index."""
+    store = LanceDBVectorStore(uri=str(tmp_path / "vectors"), approximate_from_rows=1_000)
+    store.replace(NAME, SPACE, reader(versioned(ids(*range(3_000)), 0)))
+    assert lancedb_store._indexed_rows(store._open(NAME, SPACE)) == (0, 0)
+    store.maintain(NAME, SPACE)
+    assert lancedb_store._indexed_rows(store._open(NAME, SPACE)) == (3_000, 0)
+    return store
+
+
+def test_a_large_table_gets_an_index_and_a_small_one_none(indexed, tmp_path):
+    small = LanceDBVectorStore(uri=str(tmp_path / "small"), approximate_from_rows=1_000)
+    small.replace(NAME, SPACE, reader(batch(ids(*range(999)))))
+    small.maintain(NAME, SPACE)
+    assert lancedb_store._indexed_rows(small._open(NAME, SPACE)) == (0, 0)
+    plan = indexed._open(NAME, SPACE).search(fake_vector("x", 16)).explain_plan()
+    assert "ANN" in plan
+
+
+def test_what_changes_is_found_at_once_with_its_own_score_whatever_was_maintained(
+    indexed, monkeypatch
+):
+    current = dict.fromkeys(ids(*range(3_000)), 0)
+    chance = np.random.default_rng(0)
+    recalls = []
+    for step in range(1, 9):
+        changed = ids(*sorted({int(n) for n in chance.integers(0, 3_300, 300)}))
+        removed = [c for c in ids(*chance.integers(0, 3_300, 60).tolist()) if c not in changed]
+        indexed.replace(
+            NAME, SPACE, reader(versioned(changed, step)), remove_chunk_ids=sorted({*removed})
+        )
+        current |= dict.fromkeys(changed, step)
+        for chunk in removed:
+            current.pop(chunk, None)
+        if step % 2 == 0:  # merges fragments and brings the index up to date
+            monkeypatch.setattr(lancedb_store, "_UNINDEXED_SHARE", 0.0)
+            monkeypatch.setattr(lancedb_store, "_SMALL_FRAGMENTS", 0)
+            indexed.maintain(NAME, SPACE)
+        for chunk in changed[:10]:
+            query = fake_vector(f"{chunk} {step}", 16)
+            (best,) = indexed.search(NAME, SPACE, query, 1)
+            assert (best.chunk_id, best.text) == (chunk, f"version {step}")
+        for number in range(10):
+            query = fake_vector(f"query {step} {number}", 16)
+            hits = indexed.search(NAME, SPACE, query, 10)
+            assert len({hit.chunk_id for hit in hits}) == 10
+            for hit in hits:
+                vector = fake_vector(f"{hit.chunk_id} {current[hit.chunk_id]}", 16)
+                assert hit.score == pytest.approx(float(vector @ query), abs=1e-5)
+            exact = indexed.search(NAME, SPACE, query, 10, exact=True)
+            recalls.append(len({h.chunk_id for h in hits} & {h.chunk_id for h in exact}) / 10)
+    assert np.mean(recalls) >= 0.9
+    assert sorted(rows(indexed)) == sorted(current)
+
+
+def test_a_table_that_has_outgrown_its_index_gets_a_new_one(indexed):
+    indexed.replace(NAME, SPACE, reader(versioned(ids(*range(3_000, 7_000)), 0)))
+    indexed.maintain(NAME, SPACE)
+    assert lancedb_store._indexed_rows(indexed._open(NAME, SPACE)) == (7_000, 0)
+    version_before = version(indexed)
+    indexed.maintain(NAME, SPACE)
+    assert version(indexed) == version_before, "nothing has changed, so nothing is done"
+
+
+def test_an_exact_search_compares_with_every_row(indexed):
+    query = fake_vector("query", 16)
+    chunks = ids(*range(3_000))
+    cosines = np.stack([fake_vector(f"{chunk} 0", 16) for chunk in chunks]) @ query
+    hits = indexed.search(NAME, SPACE, query, 50, exact=True)
+    assert [hit.chunk_id for hit in hits] == [chunks[i] for i in np.argsort(-cosines)[:50]]

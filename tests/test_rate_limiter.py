@@ -1,15 +1,10 @@
 """The budget that processes share: counted at a server, on files and on a real Redis."""
 
 import json
-import os
 import random
-import socketserver
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import pytest
 import redis
 
 from resources.rate_limiter import (
+    VARIABLE,
     LimitError,
     Limits,
     LocalRateLimiter,
@@ -26,6 +22,7 @@ from resources.rate_limiter import (
     _State,
     rate_limiter,
 )
+from tests.limiter_load import most_in_a_window, run_processes, used_of
 from tests.redis_server import RedisServer, running_redis
 
 Make = Callable[..., RateLimiter]
@@ -63,92 +60,27 @@ def waits(limiter: RateLimiter, tokens: int = 1) -> bool:
 
 # --- The promise: counted at a server, by eight processes -----------------------------------------
 
-_PROCESS = """
-import os, random, socket, sys, time
-from pathlib import Path
-from resources.rate_limiter import Limits, LocalRateLimiter, rate_limiter
-port, folder, requests, tokens, window, seconds = sys.argv[1:]
-limits = Limits(int(requests), int(tokens))
-limiter = rate_limiter(Path(folder).name, Path(folder), limits, window=float(window), lease=10.0)
-connection = socket.create_connection(("127.0.0.1", int(port)))
-connection.sendall(b"0\\n"); connection.recv(1)  # waits until all are there
-end = time.monotonic() + float(seconds)
-generator = random.Random(os.getpid())
-while time.monotonic() < end:
-    taken = generator.randint(1, 60)
-    grant = limiter.acquire(taken * 2)  # an estimate, twice what is taken
-    connection.sendall(b"%d\\n" % taken); connection.recv(1)
-    limiter.settle(grant, taken)
-"""
-
-
-class _Counter(socketserver.ThreadingTCPServer):
-    """Counts requests and tokens, with the time at which they arrive."""
-
-    daemon_threads = True
-
-    def __init__(self, processes: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.arrivals: list[tuple[float, int]] = []
-        self.start = threading.Barrier(processes)
-
-
-class _Handler(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        server = self.server
-        assert isinstance(server, _Counter)
-        while line := self.rfile.readline():
-            if int(line):
-                server.arrivals.append((time.monotonic(), int(line)))
-            else:
-                server.start.wait(60)
-            self.wfile.write(b".")
-
-
-def most_in_a_window(arrivals: list[tuple[float, int]], window: float) -> tuple[int, int]:
-    """Most requests, and most tokens, in any window."""
-    arrivals = sorted(arrivals)
-    first = requests = tokens = most_requests = most_tokens = 0
-    for moment, taken in arrivals:
-        requests += 1
-        tokens += taken
-        while arrivals[first][0] <= moment - window:
-            requests -= 1
-            tokens -= arrivals[first][1]
-            first += 1
-        most_requests, most_tokens = max(requests, most_requests), max(tokens, most_tokens)
-    return most_requests, most_tokens
-
 
 @pytest.mark.parametrize("backend", ["local", "redis"])
-@pytest.mark.parametrize(("requests", "tokens"), [(100, 10**9), (10**9, 4000)])
+@pytest.mark.parametrize(("requests", "tokens"), [(100, None), (None, 4000)])
 def test_eight_processes_use_the_limit_and_never_exceed_it_in_any_window(
-    backend: str, requests: int, tokens: int, tmp_path: Path, request: pytest.FixtureRequest
+    backend: str,
+    requests: int | None,
+    tokens: int | None,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    window, windows, processes = 2.0, 3, 8
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    variables.pop("EMBEDDING_RATE_LIMITER", None)
+    limits, window, windows = Limits(requests, tokens), 2.0, 3
+    environment = {}
     if backend == "redis":
         # A busy machine may stall a process for longer than the limiter would wait.
         timeout = "?socket_timeout=10&socket_connect_timeout=10"
-        variables["EMBEDDING_RATE_LIMITER"] = request.getfixturevalue("redis_server").url + timeout
-    with _Counter(processes) as server, ExitStack() as stack:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        port = str(server.server_address[1])
-        numbers = map(str, (requests, tokens, window, window * windows))
-        command = [sys.executable, "-c", _PROCESS, port, str(tmp_path), *numbers]
-        running = [
-            stack.enter_context(subprocess.Popen(command, env=variables)) for _ in range(processes)
-        ]
-        for process in running:
-            assert process.wait(120) == 0
-        server.shutdown()
-    most_requests, most_tokens = most_in_a_window(server.arrivals, window)
-    assert most_requests <= requests
-    assert most_tokens <= tokens
-    begin = min(moment for moment, _ in server.arrivals)
-    during = [taken for moment, taken in server.arrivals if moment <= begin + window * windows]
-    used = max(len(during) / requests, sum(during) / tokens) / windows
+        environment[VARIABLE] = request.getfixturevalue("redis_server").url + timeout
+    arrivals = run_processes(8, limits, window, windows, tmp_path, environment)
+    most_requests, most_tokens = most_in_a_window(arrivals, window)
+    assert most_requests <= (requests or most_requests)
+    assert most_tokens <= (tokens or most_tokens)
+    used = used_of(arrivals, limits, window * windows) / windows
     print(f"used {used:.3f}; most in a window: {most_requests} requests, {most_tokens} tokens")
     assert used >= 0.95
 
