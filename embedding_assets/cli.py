@@ -1,10 +1,14 @@
-"""`embedding-assets`: what Dagster's own command line does not do - search and evaluate."""
+"""`embedding-assets`: what Dagster's own command line does not do - plan, search, evaluate."""
 
 import json
-from contextlib import nullcontext
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,8 +23,14 @@ from embedding_assets.terminal import (
     print_rows,
 )
 
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from embedding_assets.plan import Plan
+    from embedding_assets.settings import CollectionSettings
+
 app = typer.Typer(
-    help="Search and evaluate the collections of this project. "
+    help="Plan runs of this project's collections, search and evaluate them. "
     "To build them use Dagster: `dagster dev -w workspace.yaml`, or `dagster asset materialize`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -153,6 +163,108 @@ def evaluate(
         "queries": result.queries,
     }
     print_rows([row], as_json, "Retrieval quality")
+
+
+@app.command()
+def plan(
+    collection: Annotated[
+        str | None,
+        typer.Argument(help="The collection; may be left out if there is one."),
+    ] = None,
+    partition_range: Annotated[
+        str | None,
+        typer.Option(help="FIRST...LAST, or one partition; by default all.", metavar="RANGE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and cost: changes, texts to embed, tokens, dollars, time.
+
+    Reads the source, splits and asks the cache; embeds nothing and changes nothing.
+    """
+    from embedding_assets.plan import plan as plan_run
+
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        partitions = _partitions(loaded.settings, partition_range)
+        with _progress_lines(as_json) as log, _dagster_instance() as instance:
+            found = plan_run(loaded.settings, loaded.resources, partitions, instance, log)
+    if as_json:
+        json.dump({"collection": name, **asdict(found)}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    rows = [
+        {"partition": key, **{label: f"{n.get(name, 0):,}" for label, name in _PLANNED.items()}}
+        for key, n in found.partitions.items()
+        if any(n.get(name) for name in _WORK)
+    ]
+    if rows:
+        print_rows(rows, False, f"{name}: partitions with something to do")
+    at_rest = len(found.partitions) - len(rows)
+    console.print(f"Nothing to do in {at_rest:,} of {len(found.partitions):,} partitions.")
+    if found.unplaced:
+        console.print(f"{found.unplaced:,} records would be refused and belong to no partition.")
+    console.print(f"To embed: {found.texts:,} texts, {found.tokens:,} tokens{_costs(found)}.")
+
+
+_PLANNED = {
+    "added": "added",
+    "changed": "changed",
+    "deleted": "deleted",
+    "refused": "quarantined",
+    "chunks": "chunks",
+    "to embed": "cache_misses",
+    "tokens": "tokens_to_embed",
+}
+_WORK = ("added", "changed", "deleted", "cache_misses")
+
+
+def _costs(found: "Plan") -> str:
+    costs = f", ${found.dollars:,.4f}" if found.dollars else ""
+    if found.tokens and found.seconds is None:
+        return f"{costs}; how long that takes is known after the first run"
+    return costs + (f", about {found.seconds:,.0f} s" if found.tokens else "")
+
+
+def _partitions(settings: "CollectionSettings", asked: str | None) -> list[str]:
+    from embedding_assets.collection import Collection
+
+    known = Collection(settings).partitions.get_partition_keys()
+    if asked is None:
+        return list(known)
+    first, _, last = asked.partition("...")
+    last = last or first
+    for key in (first, last):
+        if key not in known:
+            raise LookupError(
+                f"There is no partition '{key}'; they run from {known[0]} to {known[-1]}."
+            )
+    return list(known[known.index(first) : known.index(last) + 1])
+
+
+@contextmanager
+def _progress_lines(as_json: bool) -> Iterator[logging.Logger]:
+    """A log whose lines somebody at a terminal sees."""
+    log = logging.getLogger("embedding_assets.plan")
+    handler = logging.StreamHandler(sys.stderr) if is_terminal(as_json) else logging.NullHandler()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def _dagster_instance() -> "Iterator[DagsterInstance | None]":
+    """Where Dagster keeps its history, if somebody says so."""
+    if not os.environ.get("DAGSTER_HOME"):
+        yield None
+        return
+    from dagster import DagsterInstance
+
+    with DagsterInstance.get() as instance:
+        yield instance
 
 
 def _collection(name: str | None) -> tuple[str, Any]:

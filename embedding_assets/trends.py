@@ -67,6 +67,13 @@ _RULES = {
 }
 
 
+def last_throughputs(instance: dg.DagsterInstance, embeddings: dg.AssetKey) -> list[float]:
+    """Tokens a second of the last runs that embedded for long enough to tell, newest first."""
+    check = dg.AssetCheckKey(embeddings, "throughput")
+    runs = latest_check_numbers(instance, check, _RULES["throughput"].counts, runs=_RUNS)
+    return [run["tokens_per_second"] for run in runs]
+
+
 def trend(
     instance: dg.DagsterInstance,
     check: dg.AssetCheckKey,

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from resources.leftovers import owner, remove_leftovers
 
@@ -128,3 +128,32 @@ class FileArtifactStore(ArtifactStore):
 
     def _location(self, key: str) -> str:
         return f"{self._filesystem_and_root[1].rstrip('/')}/{key}"
+
+
+class OverlayArtifactStore(ArtifactStore):
+    """Shows what `below` holds, and keeps in `above` what is written: a run that leaves no trace.
+
+    What is removed is hidden until this object is gone.
+    """
+
+    below: ArtifactStore
+    above: ArtifactStore
+    _hidden: set[str] = PrivateAttr(default_factory=set)
+
+    def exists(self, key: str) -> bool:
+        return self.above.exists(key) or (key not in self._hidden and self.below.exists(key))
+
+    def reading(self, key: str) -> Any:
+        hidden_or_replaced = key in self._hidden or self.above.exists(key)
+        return (self.above if hidden_or_replaced else self.below).reading(key)
+
+    def writing(self, key: str) -> Any:
+        return self.above.writing(key)
+
+    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
+        below = {*self.below.list_keys(prefix, suffix)} - self._hidden
+        return sorted(below | {*self.above.list_keys(prefix, suffix)})
+
+    def remove(self, key: str) -> None:
+        self.above.remove(key)
+        self._hidden.add(key)

@@ -11,7 +11,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from resources.artifact_store import ArtifactNotFoundError, FileArtifactStore
+from resources.artifact_store import (
+    ArtifactNotFoundError,
+    ArtifactStore,
+    FileArtifactStore,
+    OverlayArtifactStore,
+)
 
 KEY = "peps/documents/2020/documents.parquet"
 PROJECT = Path(__file__).parents[1]
@@ -32,12 +37,12 @@ def everything(store: FileArtifactStore) -> list[str]:
     return sorted(Path(p).name for p in filesystem.find(root)) if filesystem.exists(root) else []
 
 
-def write(store: FileArtifactStore, content: bytes, key: str = KEY) -> None:
+def write(store: ArtifactStore, content: bytes, key: str = KEY) -> None:
     with store.writing(key) as path:
         path.write_bytes(content)
 
 
-def read(store: FileArtifactStore, key: str = KEY) -> bytes:
+def read(store: ArtifactStore, key: str = KEY) -> bytes:
     with store.reading(key) as path:
         return path.read_bytes()
 
@@ -202,3 +207,23 @@ def test_threads_that_write_at_once_leave_one_whole_file(store):
     content = read(store)
     assert content == content[:1] * 10_000
     assert everything(store) == ["documents.parquet"]
+
+
+def test_an_overlay_shows_what_lies_below_and_never_changes_it(store, tmp_path):
+    above = FileArtifactStore(url=str(tmp_path / "above"))
+    overlay = OverlayArtifactStore(below=store, above=above)
+    other = "peps/documents/2021/documents.parquet"
+    write(store, b"below")
+    write(store, b"other", other)
+    assert read(overlay) == b"below"
+    write(overlay, b"above")
+    overlay.remove(other)
+    assert read(overlay) == b"above"
+    assert overlay.list_keys("peps/") == [KEY]
+    with pytest.raises(ArtifactNotFoundError):
+        read(overlay, other)
+    write(overlay, b"again", other)
+    assert read(overlay, other) == b"again"
+    overlay.remove(KEY)
+    assert not overlay.exists(KEY)
+    assert (read(store), read(store, other)) == (b"below", b"other")
