@@ -1,5 +1,6 @@
 import base64
 import csv
+import errno
 import gzip
 import io
 import json
@@ -33,6 +34,7 @@ from resources.document_source import (
 )
 from resources.document_source.csv_format import csv_records, csv_row
 from resources.document_source.documents import parse_timestamp
+from resources.document_source.files import UnlistableFolderError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared test data is not at {DATA}")
@@ -423,6 +425,27 @@ def test_an_unreadable_file_is_a_broken_file(tmp_path: Path):
     write(tmp_path / "a.jsonl", GOOD).chmod(0)
     write(tmp_path / "b.jsonl", GOOD)
     assert outcomes(read(tmp_path)) == ["broken_file", "good"]
+
+
+@pytest.mark.parametrize("path", ["", "**/*.jsonl", "%Y/*.jsonl"])
+def test_a_folder_that_cannot_be_listed_is_an_error_not_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    write(tmp_path / "2019" / "a.jsonl", GOOD)
+    write(tmp_path / "2020" / "b.jsonl", GOOD)
+    scandir = os.scandir
+
+    def failing(folder: str) -> Any:
+        if str(folder).endswith("2019"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    source = FileDocumentSource(path=str(tmp_path / path))
+    with pytest.raises(UnlistableFolderError, match=r"2019.*Input/output error"):
+        source.files()
+    (tmp_path / "2019").rename(tmp_path / ".2019")
+    assert [file.path for file in source.files()] == ["2020/b.jsonl"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import fsspec
@@ -44,6 +44,31 @@ class SourceFile:
     problem: str | None = None
 
 
+class UnlistableFolderError(Exception):
+    """A folder of the source cannot be listed, so what is in it must not look deleted.
+
+    No `OSError`: those are what fsspec passes over.
+    """
+
+
+class _LocalFileSystem(LocalFileSystem):
+    """Local files, of which no folder is passed over because the system cannot list it."""
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
+        try:
+            return super().ls(path, detail=detail, **kwargs)
+        except FileNotFoundError:  # removed since the folder above was listed
+            raise
+        except OSError as error:
+            if PurePath(path).name.startswith("."):  # nothing in it is read anyway
+                raise
+            raise UnlistableFolderError(
+                f"Expected a folder of documents at {str(path)!r}, but it cannot be listed "
+                f"({error}). Repair it, or narrow the source's `path`: nothing in it is taken to "
+                "be deleted."
+            ) from error
+
+
 def find_files(
     path: str, periods: Sequence[Period] | None
 ) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
@@ -58,8 +83,11 @@ def find_files(
     Raises:
         FileNotFoundError: there is no file at all, in contrast to none for the given periods: an
             archive that is not mounted must not look like one from which all was deleted.
+        UnlistableFolderError: a local folder is there, but its files cannot be listed.
     """
     filesystem, pattern = url_to_fs(path)
+    if isinstance(filesystem, LocalFileSystem):
+        filesystem = _LocalFileSystem()
     filesystem.invalidate_cache()
     exact = filesystem.exists(pattern)
     has_placeholders = not exact and any(p in pattern for p in PLACEHOLDERS)
