@@ -889,6 +889,13 @@ def test_without_periods_placeholders_match_every_date(tmp_path: Path):
     ]
 
 
+def test_without_periods_folders_named_by_dates_are_read_whole(tmp_path: Path):
+    names = ["2019/01/a.jsonl", "2020/02/b.jsonl", "2020/02/x/c.jsonl"]
+    for name in [*names, "2020/b.jsonl", "latest/02/d.jsonl"]:
+        write(tmp_path / name, GOOD)
+    assert [i.file for i in read(tmp_path / "%Y" / "%m")] == names
+
+
 def test_a_period_without_files_is_legitimate_but_not_in_a_missing_or_empty_archive(tmp_path: Path):
     periods = [(_day("2020-01-01"), _day("2020-02-01"))]
     for folder in ("missing", "empty"):

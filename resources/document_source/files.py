@@ -99,9 +99,10 @@ def find_files(
         patterns = [_generalise(pattern)]
     root = _root(filesystem, pattern, exact)
 
+    is_glob = any(c in pattern for c in "*?[")
     found: dict[str, SourceFile] = {}
     for each in patterns:
-        for location, info in _list(filesystem, each):
+        for location, info in _list(filesystem, each, folders=has_placeholders and not is_glob):
             name = location[len(root) :].lstrip("/") if location.startswith(root) else location
             is_named = exact and location == pattern
             if is_named or not any(part.startswith(".") for part in name.split("/")):
@@ -167,7 +168,10 @@ def _expression(pattern: str) -> str:
     return expression
 
 
-def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _list(
+    filesystem: fsspec.AbstractFileSystem, path: str, *, folders: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files that a path or glob names; those in folders that a glob matches if `folders`."""
     if isinstance(filesystem, LocalFileSystem) and filesystem.isdir(path):
         # As `find`, which would hold the details of all files at once.
         for _, _, found in filesystem.walk(path, detail=True):
@@ -185,6 +189,8 @@ def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[st
     for location, info in entries.items():
         if info["type"] != "directory":
             yield location, info
+        elif folders:
+            yield from _list(filesystem, location, folders=False)
 
 
 def _expand(pattern: str, periods: Sequence[Period]) -> Iterator[str]:
