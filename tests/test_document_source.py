@@ -905,6 +905,8 @@ def test_a_period_without_files_is_legitimate_but_not_in_a_missing_or_empty_arch
             read(tmp_path / folder / "%Y.jsonl", periods)
     write(tmp_path / "archive" / "2019.jsonl", GOOD)
     assert read(tmp_path / "archive" / "%Y.jsonl", periods) == []
+    with pytest.raises(FileNotFoundError, match="nothing in it matches"):
+        read(tmp_path / "archive" / "%Y.jsonl.gz", periods)
 
 
 def test_periods_do_not_restrict_a_source_without_placeholders(tmp_path: Path):

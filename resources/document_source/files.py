@@ -100,16 +100,20 @@ def find_files(
     root = _root(filesystem, pattern, exact)
 
     is_glob = any(c in pattern for c in "*?[")
-    found: dict[str, SourceFile] = {}
-    for each in patterns:
-        for location, info in _list(filesystem, each, folders=has_placeholders and not is_glob):
+
+    def listed(pattern: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for location, info in _list(filesystem, pattern, folders=has_placeholders and not is_glob):
             name = location[len(root) :].lstrip("/") if location.startswith(root) else location
             is_named = exact and location == pattern
             if is_named or not any(part.startswith(".") for part in name.split("/")):
-                found[location] = _source_file(filesystem, name, location, info)
-    if not found and not (
-        has_placeholders and periods is not None and _has_entries(filesystem, root)
-    ):
+                yield name, location, info
+
+    found = {
+        location: _source_file(filesystem, name, location, info)
+        for each in patterns
+        for name, location, info in listed(each)
+    }
+    if not found and not (has_placeholders and any(listed(_generalise(pattern)))):
         raise _nothing_found(path, pattern, root, filesystem)
     return filesystem, sorted(found.values(), key=lambda file: file.path)
 
