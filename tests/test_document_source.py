@@ -970,6 +970,19 @@ def test_a_reader_can_be_left_early_and_its_file_is_closed(tmp_path: Path):
     assert next(stream, None) is None
 
 
+def test_a_link_has_the_time_of_the_file_that_is_read(tmp_path: Path):
+    target = write(tmp_path / "elsewhere" / "a.jsonl", GOOD)
+    link = tmp_path / "archive" / "a.jsonl"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    for seconds in (1_000, 2_000):
+        os.utime(target, (seconds, seconds))
+        for path in (link.parent, link):
+            [file] = FileDocumentSource(path=str(path)).files()
+            assert file.modified == datetime.fromtimestamp(seconds, UTC)
+            assert file.size == len(GOOD) + 1
+
+
 def test_dagster_configures_the_source(tmp_path: Path):
     write(tmp_path / "a.log", b'{"_id": "a", "text": "x", "when": "2020-01-01"}')
     seen = []

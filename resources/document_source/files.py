@@ -262,6 +262,9 @@ def _source_file(
             problem = "a link to a folder, which is not followed: name the folder in a source"
         else:
             problem = "not a regular file, or a link to nothing"
+    if info.get("islink") and problem is None:
+        # fsspec tells the size of the file, but the time of the link.
+        info = {**info, "mtime": Path(location).stat().st_mtime}
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     return SourceFile(
         path=name.encode("utf-8", "backslashreplace").decode(),
