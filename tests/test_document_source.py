@@ -880,6 +880,24 @@ def test_periods_select_files_by_the_dates_in_their_names(
     assert [file.path for file in source.files(wanted)] == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "file", "period"),
+    [
+        ("%Y/%m/*.jsonl", "2020/12/a.jsonl", ("2020-12-01", "2021-01-01")),
+        ("%Y.jsonl", "2020.jsonl", ("2020-01-01", "2021-01-01")),
+        ("*.jsonl", "2020.jsonl", None),
+        ("%m/*.jsonl", "03/a.jsonl", None),  # March of every year
+        ("%Y/%d.jsonl", "2020/03.jsonl", None),
+    ],
+)
+def test_the_period_of_a_file_is_known_where_its_name_tells_exactly_one(
+    tmp_path: Path, pattern: str, file: str, period: tuple[str, str] | None
+):
+    write(tmp_path / file, GOOD)
+    source = FileDocumentSource(path=str(tmp_path / pattern))
+    assert source.period_of(file) == (period and tuple(map(_day, period)))
+
+
 def test_without_periods_placeholders_match_every_date(tmp_path: Path):
     for name in ("2019/01.jsonl", "2020/02.jsonl", "latest/01.jsonl", "2020/2.jsonl"):
         write(tmp_path / name, GOOD)

@@ -126,26 +126,26 @@ def period_of(path: str, file: str) -> Period | None:
         file: the file's path relative to the source's root (`SourceFile.path`).
 
     Returns:
-        The period whose runs read the file; None: every run reads it.
+        The period whose runs read the file; None: every run reads it, or it is no single period.
     """
-    if not any(placeholder in path for placeholder in PLACEHOLDERS):
-        return None
+    named = [placeholder for placeholder in PLACEHOLDERS if placeholder in path]
+    if not named or named != list(PLACEHOLDERS)[: len(named)]:
+        return None  # such as %m alone: a month of every year
     filesystem, pattern = url_to_fs(path)
     below = pattern[len(_root(filesystem, pattern, exact=False)) :].lstrip("/")
     match = re.match(_expression(below), file)
     if match is None:
         return None
     parts = {f"%{name}": int(value) for name, value in match.groupdict().items()}
-    finest = [placeholder for placeholder in PLACEHOLDERS if placeholder in parts][-1]
     try:
         start = datetime(
-            parts.get("%Y", 1),
+            parts["%Y"],
             parts.get("%m", 1),
             parts.get("%d", 1),
             parts.get("%H", 0),
             tzinfo=timezone.utc,
         )
-        return start, _next(start, finest)
+        return start, _next(start, named[-1])
     except (ValueError, OverflowError):  # such as month 13: no period has that name
         return None
 
