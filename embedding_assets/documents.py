@@ -204,7 +204,12 @@ def _spool(
         partition = state.partition_of(item)
         timestamp = item.timestamp.isoformat() if item.timestamp else ""
         version = document_version(item.title, item.text, timestamp, item.metadata)
-        if partition in wanted:
+        if partition in known and not state.is_read_for(partition, item.file):
+            # In a run of its own partition alone it would be missing.
+            reason = RefusalReason.outside_file_period.value
+            detail = f"its time {timestamp} is not in the period that the file's name tells"
+            refusals.add((None, reason, item.id, item.file, item.line, detail))
+        elif partition in wanted:
             state.add_document(item, partition, version)
             contents.put(position, item.title, item.text, item.metadata)
             records.add(

@@ -7,8 +7,7 @@ from hashlib import blake2b
 from embedding_assets.partitions import partition_of, period_of_key
 from embedding_assets.settings import PartitionSettings
 from resources.content_identity import document_version
-from resources.document_source import Document, DocumentSource, Refusal
-from resources.document_source.files import Period
+from resources.document_source import Document, DocumentSource, Refusal, RefusalReason
 
 UNPLACED = ""
 """Stands for the partition of a refused record, which has none."""
@@ -39,18 +38,24 @@ class SourceState:
         if isinstance(record, Refusal):
             self._add(UNPLACED, f"{record.file}\n{record.line}\n{record.reason.value}".encode())
             return
+        partition = self.partition_of(record)
+        if not self.is_read_for(partition, record.file):
+            reason = RefusalReason.outside_file_period.value
+            self._add(UNPLACED, f"{record.file}\n{record.line}\n{reason}".encode())
+            return
         timestamp = record.timestamp.isoformat() if record.timestamp else ""
         version = document_version(record.title, record.text, timestamp, record.metadata)
-        self.add_document(record, self.partition_of(record), version)
+        self.add_document(record, partition, version)
 
     def add_document(self, document: Document, partition: str, version: bytes) -> None:
-        """As `add`, if partition and version are known already."""
-        read_for = self._period_of_file(document.file) if self._by_time else None
-        if read_for is not None and not self._overlaps(partition, read_for):
-            return  # no run of this partition reads the file
+        """As `add`, of a document whose partition and version are known already."""
         self._add(partition, f"{document.file}\n{document.id}\n".encode() + version)
 
-    def _overlaps(self, partition: str, read_for: Period) -> bool:
+    def is_read_for(self, partition: str, file: str) -> bool:
+        """Whether a run of the partition reads the file, by the time in the file's name."""
+        read_for = self._period_of_file(file) if self._by_time else None
+        if read_for is None:
+            return True
         try:
             start, end = self._period_of_key(partition)
         except (ValueError, OverflowError):  # the years 1 to 999, and 9999

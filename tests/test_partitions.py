@@ -171,6 +171,27 @@ def test_a_source_path_with_dates_is_read_for_the_wanted_partitions_only(tmp_pat
     assert pipeline.quarantine() == []
 
 
+def test_a_document_of_another_time_than_its_files_name_is_quarantined_whatever_is_run(
+    tmp_path: Path,
+) -> None:
+    archive = tmp_path / "archive"
+    write_jsonl(archive / "2026-06.jsonl", [_dated("june", "2026-06-30T23:59:59Z")])
+    write_jsonl(
+        archive / "2026-07.jsonl", [_dated("july", "2026-07-31"), _dated("stray", "2026-08-01")]
+    )
+    settings = {
+        "source": {"fields": {"timestamp": "created"}},
+        "partitions": {"by": "month", "start": "2026-06-01"},
+    }
+    pipeline = Pipeline(tmp_path, f"{archive}/%Y-%m.jsonl", settings=settings)
+    for first, last in (("2026-06", "2026-08"), ("2026-08", "2026-08"), ("2026-07", "2026-07")):
+        assert all(checks(pipeline.run(first, last)).values())
+        assert {row["document_id"] for row in pipeline.rows()} == {"june", "july"}
+        (refused,) = pipeline.quarantine()
+        assert (refused["document_id"], refused["reason"]) == ("stray", "outside_file_period")
+        assert (refused["file"], refused["line"]) == ("2026-07.jsonl", 2)
+
+
 def test_a_period_without_any_file_is_an_empty_partition(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "archive" / "2026-06.jsonl", [_dated("d6", "2026-06-15")])
     settings = {

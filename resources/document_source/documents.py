@@ -53,6 +53,8 @@ class RefusalReason(str, Enum):
     """The file's ending does not tell its format."""
     duplicate_id = "duplicate_id"
     outside_partitions = "outside_partitions"
+    outside_file_period = "outside_file_period"
+    """Its time is not the one that the file's name tells: runs of its partition do not read it."""
 
 
 @dataclass(frozen=True, slots=True)
