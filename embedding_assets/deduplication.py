@@ -79,12 +79,14 @@ class Splitter:
 
     def __init__(self, collection: str, settings: ChunkingSettings, embedder: Embedder) -> None:
         self._collection = collection
-        self._settings = settings
         self._tokenizer = embedder.new_tokenizer()
         self._documents = DocumentTokenizer(self._tokenizer)
         self._special_tokens = embedder.special_tokens
         self._model_limit = embedder.max_text_tokens
         self._limit = min(settings.max_tokens - self._special_tokens, self._model_limit)
+        # Half of what the model takes, as of `max_tokens`: a long title would leave no room.
+        overlap = min(settings.overlap, (self._limit + self._special_tokens) // 2)
+        self._settings = settings = settings.model_copy(update={"overlap": overlap})
         self.fingerprint = json.dumps(
             {
                 "algorithm": ALGORITHM_VERSION,

@@ -616,6 +616,15 @@ def test_every_row_holds_exactly_its_span_of_the_document_and_is_within_the_limi
     assert set(_fake(pipeline).texts) == embedded
 
 
+def test_an_overlap_for_a_larger_model_leaves_room_beside_a_long_title(tmp_path: Path) -> None:
+    records = [{"id": "a", "title": "long title " * 60, "text": "words of a text. " * 300}]
+    source = write_jsonl(tmp_path / "a.jsonl", records)
+    chunking = {"max_tokens": 512, "overlap": 256}  # of a model that takes 254
+    pipeline = Pipeline(tmp_path, str(source), settings={"chunking": chunking})
+    assert all(checks(pipeline.run()).values())
+    assert 5 < len(pipeline.rows()) < 50
+
+
 def test_headings_above_a_chunk_are_in_its_context(tmp_path: Path) -> None:
     records = [{"id": "md", "title": "Manual", "text": _MARKDOWN}]
     pipeline = _pipeline(tmp_path, records, {**BUCKETS, "chunking": {"context": "headings"}})
