@@ -1,5 +1,7 @@
 """A throw-away DuckDB for sorts, joins and counts over Parquet files larger than memory."""
 
+import glob
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -18,8 +20,14 @@ MEMORY_LIMIT = "256MB"
 """What DuckDB may hold before it spills to disk. A sort needs about that much for each thread."""
 
 
+_PARQUET = re.compile(r"read_parquet\(\$(\w+)")
+
+
 class Scratch:
-    """SQL with bound parameters. Each call has a cursor of its own, so results may overlap."""
+    """SQL with bound parameters. Each call has a cursor of its own, so results may overlap.
+
+    `read_parquet($name)` reads exactly the file at that path, whatever its folders are called.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,7 +45,7 @@ class Scratch:
 
     def execute(self, sql: str, **parameters: Any) -> None:
         with self._database.cursor() as cursor:
-            cursor.execute(sql, parameters or None)
+            cursor.execute(*_bound(sql, parameters))
 
     def changed(self, sql: str, **parameters: Any) -> int:
         """Executes an INSERT, UPDATE or DELETE and returns how many rows it changed."""
@@ -45,7 +53,7 @@ class Scratch:
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         with self._database.cursor() as cursor:
-            return cursor.execute(sql, parameters or None).fetchall()
+            return cursor.execute(*_bound(sql, parameters)).fetchall()
 
     def row(self, sql: str, **parameters: Any) -> tuple[Any, ...]:
         return self.rows(sql, **parameters)[0]
@@ -53,8 +61,9 @@ class Scratch:
     def stream(
         self, sql: str, batch_rows: int = 4096, **parameters: Any
     ) -> Iterator[pa.RecordBatch]:
+        sql, bound = _bound(sql, parameters)
         with self._database.cursor() as cursor:
-            yield from cursor.sql(sql, params=parameters or None).to_arrow_reader(batch_rows)
+            yield from cursor.sql(sql, params=bound).to_arrow_reader(batch_rows)
 
     def create(self, table: str, schema: pa.Schema) -> None:
         """Creates an empty table, in the place of one of that name."""
@@ -71,6 +80,14 @@ class Scratch:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _bound(sql: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Statement and parameters for DuckDB, which takes [1] or * in a path for a pattern, and
+    a folder called year=2024 for a column of what is in it."""
+    paths = {name: glob.escape(parameters[name]) for name in _PARQUET.findall(sql)}
+    sql = _PARQUET.sub(r"read_parquet($\1, hive_partitioning = false", sql)
+    return sql, {**parameters, **paths} or None
 
 
 class Contents:

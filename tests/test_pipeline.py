@@ -135,6 +135,17 @@ def test_one_edited_paragraph_embeds_at_most_three_texts(tmp_path: Path) -> None
         assert all(checks(result).values())
 
 
+def test_folders_may_be_called_anything_that_a_path_allows(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "title": "A", "text": "one"}])
+    for name in ("x1", "x[1]", "yy", "y*", "version=1", "it's"):
+        pipeline = Pipeline(tmp_path / name, str(source), settings=dict(BUCKETS))
+        for _ in range(2):
+            assert all(checks(pipeline.run()).values())
+        write_jsonl(source, [{"id": name, "title": name, "text": name}])
+        assert all(checks(pipeline.run()).values())
+        assert [row["text"] for row in pipeline.rows()] == [name]
+
+
 def test_the_same_paragraph_in_two_collections_is_embedded_once(tmp_path: Path) -> None:
     record = {"id": "mine", "title": "Shared", "text": "The same paragraph."}
     first = _pipeline(tmp_path, [record], BUCKETS, name="first")
