@@ -26,7 +26,7 @@ Offsets = npt.NDArray[np.int32]
 """Shape (tokens, 2): the character span [start, end) of each token of a text."""
 
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """To be raised when equal text would be cut elsewhere, so that known documents are cut anew."""
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
-from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, split
+from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, Offsets, split
 from embedding_assets.collection import Collection
 from embedding_assets.range_run import Progress, RangeRun, is_long
 from embedding_assets.scratch import Scratch, scratch
@@ -159,24 +159,46 @@ class Splitter:
         contexts = self._title_contexts(titles)
         offsets_of_texts = self._documents.offsets(texts)
         for title, text, offsets in zip(contexts, texts, offsets_of_texts, strict=True):
-            with_headings = self._settings.context == "headings"
             # The headings above a chunk are known only when it is cut, so their room is reserved.
-            reserved = self._limit // _CONTEXT_SHARE if with_headings else title.tokens
-            spans = split(
-                text,
-                offsets,
-                max_tokens=self._limit - reserved,
-                overlap=self._settings.overlap,
-            )
-            rows = []
-            for span in spans:
-                context = title
-                if with_headings and span.headings:
-                    context = self._cut_context(f"{title.text}{' > '.join(span.headings)}\n\n")
-                tokens = span.tokens + context.tokens + self._special_tokens
-                body = text[span.start : span.end]
-                rows.append((span.start, span.end, context.text, body, tokens, 0))
+            with_headings = self._settings.context == "headings"
+            room = self._limit - (self._limit // _CONTEXT_SHARE if with_headings else title.tokens)
+            rows = self._cut(title, text, offsets, room)
+            # Not less: one strange word must not make crumbs of its whole document.
+            least = max(self._settings.overlap + 1, room * 3 // 4)
+            while (excess := self._excess(text, rows)) > 0 and room > least:
+                room = max(room - excess, least)
+                rows = self._cut(title, text, offsets, room)
             yield rows
+
+    def _cut(
+        self, title: _Context, text: str, offsets: Offsets, room: int
+    ) -> list[tuple[Any, ...]]:
+        rows = []
+        for span in split(text, offsets, max_tokens=room, overlap=self._settings.overlap):
+            context = title
+            if self._settings.context == "headings" and span.headings:
+                context = self._cut_context(f"{title.text}{' > '.join(span.headings)}\n\n")
+            tokens = span.tokens + context.tokens + self._special_tokens
+            body = text[span.start : span.end]
+            rows.append((span.start, span.end, context.text, body, tokens, 0))
+        return rows
+
+    def _excess(self, text: str, rows: list[tuple[Any, ...]]) -> int:
+        """How many tokens over the limit the longest row is.
+
+        Counted again only where a row may have other tokens than its part of the document: where
+        a word was cut, or where tokens depend on the white space before them.
+        """
+        independent = self._documents.words_are_independent
+        uncertain = [
+            context + body
+            for start, end, context, body, _, _ in rows
+            if not independent
+            or (start > 0 and not text[start - 1].isspace())
+            or (end < len(text) and not text[end].isspace())
+        ]
+        encodings = self._tokenizer.encode_batch_fast(uncertain, add_special_tokens=False)
+        return max(map(len, encodings), default=0) - self._limit
 
     def _title_contexts(self, titles: list[str]) -> list[_Context]:
         if self._settings.context == "none":
@@ -190,8 +212,12 @@ class Splitter:
         room = self._limit // _CONTEXT_SHARE
         if len(encoding) <= room:
             return _Context(text, len(encoding))
-        cut = text[: encoding.offsets[room - 1][1]]
-        return _Context(f"{cut}\n\n", room)
+        for last in range(room - 1, 0, -1):
+            cut = f"{text[: encoding.offsets[last][1]]}\n\n"
+            # Half a word may have more tokens than it had within the word.
+            if len(self._tokenizer.encode(cut, add_special_tokens=False)) <= room:
+                return _Context(cut, room)
+        return _Context("", 0)
 
 
 def split_partition(

@@ -11,7 +11,10 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer
 
+from embedding_assets.deduplication import Splitter
+from embedding_assets.settings import ChunkingSettings
 from resources.content_identity import content_hash
 from resources.embedder import EmbeddingBatch, EmbeddingError, Role
 from resources.embedding_cache import CONTENT_HASH_TYPE
@@ -19,6 +22,7 @@ from resources.embedding_space import EmbeddingSpace
 from resources.lancedb_store import LanceDBVectorStore
 from tests.fakes import NOT_A_NUMBER, POISON, CountingEmbedder, word_piece_tokenizer
 from tests.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
+from tests.test_chunking import byte_level, generated_texts
 
 BUCKETS = {"partitions": {"by": "bucket", "count": 1}}
 YEARS = {
@@ -625,6 +629,35 @@ def test_every_row_holds_exactly_its_span_of_the_document_and_is_within_the_limi
     assert bool(repeated) == ("overlap" in chunking)
     embedded = {row["context"] + row["text"] for row in pipeline.rows()}
     assert set(_fake(pipeline).texts) == embedded
+
+
+class _ByteLevelEmbedder(CountingEmbedder):
+    def new_tokenizer(self) -> Tokenizer:
+        return byte_level()
+
+
+@pytest.mark.parametrize("context", ["none", "title", "headings"])
+@pytest.mark.parametrize("embedder", [CountingEmbedder(), _ByteLevelEmbedder()])
+def test_no_text_is_over_the_limit_when_it_is_tokenised_by_itself(
+    embedder: CountingEmbedder, context: Any
+) -> None:
+    # Parts of words, and words without the space before them, may be other tokens by themselves.
+    texts = [text for text in generated_texts(seed=3, count=30) if text]
+    titles = [f"antidisestablishmentarianism{i} " * 9 for i in range(len(texts))]
+    documents = pa.record_batch(
+        {
+            "id": [str(i) for i in range(len(texts))],
+            "title": titles,
+            "text": texts,
+            "version": [bytes(20)] * len(texts),
+        }
+    )
+    settings = ChunkingSettings(max_tokens=24, context=context)
+    chunks = Splitter("corpus", settings, embedder).chunks(documents).to_pylist()
+    encodings = embedder.new_tokenizer().encode_batch(
+        [chunk["context"] + chunk["text"] for chunk in chunks], add_special_tokens=False
+    )
+    assert max(map(len, encodings)) + embedder.special_tokens == 24
 
 
 def test_an_overlap_for_a_larger_model_leaves_room_beside_a_long_title(tmp_path: Path) -> None:
