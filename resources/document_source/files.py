@@ -44,7 +44,7 @@ class SourceFile:
     problem: str | None = None
 
 
-class UnlistableFolderError(Exception):
+class UnlistableFolderError(RuntimeError):
     """A folder of the source cannot be listed, so what is in it must not look deleted.
 
     No `OSError`: those are what fsspec passes over.
