@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ class _Answer:
     paused: float = 0.0
 
 
+def _limits(answer: _Answer) -> Limits:
+    return Limits(*(int(limit) or None for limit in answer.limits))
+
+
 class RateLimiter(ABC):
     """May be used from several threads."""
 
@@ -156,7 +160,7 @@ class RateLimiter(ABC):
                 self._usage.requests + 1,
                 self._usage.tokens,
                 self._usage.seconds_waited + time.monotonic() - began,
-                Limits(*(int(limit) or None for limit in answer.limits)),
+                _limits(answer),
                 max(used, default=0.0),
             )
         return grant
@@ -170,7 +174,7 @@ class RateLimiter(ABC):
             told: what the answer said about limits.
         """
         limits, remaining = told.limits, told.remaining
-        self._step(
+        answer = self._step(
             {
                 "settle": [grant.id, tokens],
                 "learn": [limits.requests or 0, limits.tokens or 0],
@@ -180,8 +184,9 @@ class RateLimiter(ABC):
             }
         )
         with self._guard:
-            values = vars(self._usage)
-            self._usage = Usage(**{**values, "tokens": self._usage.tokens + tokens})
+            self._usage = replace(
+                self._usage, tokens=self._usage.tokens + tokens, limits=_limits(answer)
+            )
 
     def pause(self, seconds: float) -> None:
         """No process sends anything for so long."""
@@ -190,7 +195,7 @@ class RateLimiter(ABC):
     @property
     def limits(self) -> Limits:
         """The limits in force now, learned ones included."""
-        return Limits(*(int(limit) or None for limit in self._step({}).limits))
+        return _limits(self._step({}))
 
     @property
     def paused(self) -> float:
@@ -198,7 +203,7 @@ class RateLimiter(ABC):
         return self._step({}).paused
 
     def usage(self) -> Usage:
-        """Costs nothing: it is what the last grant showed."""
+        """Costs nothing: it is what the last grant or its end showed."""
         with self._guard:
             return self._usage
 

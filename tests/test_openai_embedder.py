@@ -462,6 +462,18 @@ def test_limits_are_learned_from_headers_and_kept(server: OpenAIServer, tmp_path
     assert 0 < ours.statistics()["rate_limit_utilisation"] <= 1
 
 
+def test_what_the_first_answer_tells_holds_for_the_next_request(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
+    told = {"x-ratelimit-limit-tokens": "1000"}
+    server.script = [lambda request: Answer(body=server.content(request), headers=told)]
+    ours = embedder(server, tmp_path, rate_limit_window=0.2)
+    ours.embed(TEXTS)
+    texts = [f"Text {number} of more than the limit." for number in range(200)]
+    assert_right(ours.embed(texts).vectors, texts)
+    assert len(ours.batches(texts)) > 20, "each takes 5 % of the limit"
+
+
 def test_tokens_that_others_use_up_are_not_ours(server: OpenAIServer, tmp_path: Path) -> None:
     def nothing_left(request: Request) -> Answer:
         headers = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "0"}
