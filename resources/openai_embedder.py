@@ -399,11 +399,7 @@ class OpenAIEmbedder(Embedder):
                 self._key or "\0", "***"
             )
         headers = {name.lower(): value for name, value in response.headers.items()}
-        # Before anything is cut out of it: servers repeat the key that they refuse.
-        body = response.content
-        if key := self._key:
-            body = body.replace(key.encode(), b"***")
-        return Reply(response.status_code, headers, body)
+        return Reply(response.status_code, headers, response.content, self._key)
 
     def _error(self, refusal: Refusal, delay: float | None = None) -> EmbeddingError:
         reason = refusal.reason

@@ -9,7 +9,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -22,11 +22,23 @@ from resources.rate_limiter import Limits, Told
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete HTTP answer. Header names are in lower case."""
+    """A complete HTTP answer. Header names are in lower case.
+
+    Attributes:
+        secret: what nobody may read: servers repeat the key that they refuse.
+    """
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = field(repr=False)
+    secret: str | None = field(default=None, repr=False)
+
+    def quoted(self, said: Any, most: int) -> str:
+        """What the server said, in one line; the secret goes before anything is cut off."""
+        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+        if self.secret:
+            text = text.replace(self.secret, "***")
+        return " ".join(text.split())[:most]
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
     if reply.status >= 400 or error:
         return _refusal(reply, error)
     if not isinstance(content, dict):
-        excerpt = reply.body[:80].decode("utf-8", "replace")
+        excerpt = reply.quoted(reply.body, 80)
         return Refusal(
             "retry", "unavailable", f"The answer is no JSON object but begins with {excerpt!r}"
         )
@@ -82,8 +94,8 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
         return Refusal(
             "stop",
             "model",
-            f"Asked for model {model!r}, but the server answers with {str(answered)[:80]!r}. "
-            "Name the model that the server runs",
+            f"Asked for model {model!r}, but the server answers with "
+            f"{reply.quoted(answered, 80)!r}. Name the model that the server runs",
         )
     found = _vectors(content.get("data"), texts)
     if isinstance(found, str):
@@ -136,8 +148,7 @@ def wait_asked_for(headers: Mapping[str, str]) -> float | None:
 def _refusal(reply: Reply, error: Any) -> Refusal:
     detail = error if isinstance(error, dict) else {"message": error}
     code, kind, param = (str(detail.get(key) or "") for key in ("code", "type", "param"))
-    message = str(detail.get("message") or reply.body[:200].decode("utf-8", "replace"))
-    message = " ".join(message.split())[:300]
+    message = reply.quoted(detail.get("message") or reply.body, 300)
     said = f"{reply.status}: {message}" if message else str(reply.status)
     seconds = wait_asked_for(reply.headers)
     status = reply.status
@@ -194,7 +205,7 @@ def _vectors(data: Any, texts: int) -> list[np.ndarray] | str:
     for entry in data:
         index = entry.get("index")
         if not isinstance(index, int) or not 0 <= index < texts or found[index] is not None:
-            return f"Sent {texts} texts, but the answer has the index {index!r} amiss or twice"
+            return f"Sent {texts} texts, but an index of the answer is missing, wrong or twice"
         vector = _vector(entry.get("embedding"))
         if vector is None:
             return f"The answer's embedding {index} is no list of numbers"

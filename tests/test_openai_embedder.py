@@ -239,6 +239,25 @@ def assert_no_key_in(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+@pytest.mark.parametrize("key", ["data", "index", "a"])
+def test_a_key_that_occurs_in_an_answer_spoils_no_vectors(
+    key: str, server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_KEY", key)  # servers on one's own machine take any
+    assert_right(embedder(server, tmp_path).embed(TEXTS).vectors, TEXTS)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [KEY, {"error": {"message": [KEY]}}, {"model": KEY}, [KEY]])
+def test_an_answer_that_repeats_the_key_does_not_show_it(
+    body: Any, server: OpenAIServer, tmp_path: Path
+) -> None:
+    server.always = lambda _: Answer(body=body if isinstance(body, dict | list) else body.encode())
+    with pytest.raises(EmbeddingError, match=r"\*\*\*") as caught:
+        embed_each(embedder(server, tmp_path, max_wait=0.0), TEXTS)
+    assert_no_key_in(caught.value)
+
+
 def test_a_server_that_stays_down_is_given_up_after_max_wait(tmp_path: Path) -> None:
     with OpenAIServer() as gone:
         url = gone.url
