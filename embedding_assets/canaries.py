@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts import write_parquet
 from resources.artifact_store import ArtifactStore
-from resources.embedder import Embedder
-from resources.embedding_cache import decode_vectors, encode_vectors
+from resources.embedder import Embedder, EmbeddingError
+from resources.embedding_cache import decode_vectors, encode_vectors, valid_vectors
 from resources.embedding_space import EmbeddingSpace
 
 CANARIES = (
@@ -58,7 +58,7 @@ class Canaries:
         space = embedder.space
         if space.id in self.cosines:
             return
-        vectors = embedder.embed(CANARIES).vectors
+        vectors = _embedded(embedder)
         known = self._known(space)
         if known is None:
             self.cosines[space.id] = None
@@ -90,7 +90,7 @@ class Canaries:
                 f"Whether '{embedder.space.model}' computes the same vectors as '{space.model}' "
                 "cannot be told before the latter has embedded something itself.",
             )
-        cosine = _least_cosine(embedder.embed(CANARIES).vectors, known)
+        cosine = _least_cosine(_embedded(embedder), known)
         if not cosine >= MIN_COSINE:
             raise SpaceDriftError(
                 cosine,
@@ -108,7 +108,7 @@ class Canaries:
         if tuple(table["text"].to_pylist()) != CANARIES:  # of another version of this project
             return None
         vectors, right_size = decode_vectors(table["vector"].chunk(0), space.dimension)
-        return vectors if right_size.all() else None
+        return vectors if right_size.all() and valid_vectors(space, vectors).all() else None
 
     def _remember(self, space: EmbeddingSpace, vectors: np.ndarray) -> None:
         batch = pa.record_batch(
@@ -120,6 +120,18 @@ class Canaries:
 
 def _key(space: EmbeddingSpace) -> str:
     return f"canaries/{space.id}.parquet"
+
+
+def _embedded(embedder: Embedder) -> np.ndarray:
+    """Shape (n, dimension). A broken vector is a failure like others, and is never remembered."""
+    vectors = embedder.embed(CANARIES).vectors
+    if not valid_vectors(embedder.space, vectors).all():
+        raise EmbeddingError(
+            "self-check",
+            f"'{embedder.space.model}' returned a broken vector (not finite, or of a wrong norm) "
+            "for one of the fixed texts that show whether it is well",
+        )
+    return vectors
 
 
 def _least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:

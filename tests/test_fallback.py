@@ -51,6 +51,18 @@ class Drifting(CountingEmbedder):
         return EmbeddingBatch(np.roll(batch.vectors, 1, axis=1), batch.tokens, batch.tokens * 0)
 
 
+class Flaky(CountingEmbedder):
+    """Returns a broken vector for a canary, until the file `switch` is there."""
+
+    switch: str = ""
+
+    def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
+        batch = super().embed(texts, role)
+        if tuple(texts) == CANARIES and not Path(self.switch).exists():
+            batch.vectors[2] = np.nan
+        return batch
+
+
 class SameModelElsewhere(CountingEmbedder):
     @property
     def space(self) -> EmbeddingSpace:
@@ -237,6 +249,17 @@ def test_a_model_that_changed_behind_its_name_fails_a_check_before_a_vector_is_w
 
     switch.unlink()
     assert checks(pipeline.run("2021", "2022"))["space_drift"]
+
+
+def test_a_broken_first_canary_ends_the_run_and_is_not_held_against_the_next(tmp_path):
+    switch = tmp_path / "well again"
+    pipeline = make(tmp_path, Flaky(switch=str(switch)))
+    with pytest.raises(EmbeddingError, match="broken vector"):
+        pipeline.run("2021", "2021")
+    assert pipeline.cache.statistics() == []
+    switch.touch()
+    assert pipeline.run("2021", "2021").success
+    assert checks(pipeline.run("2022", "2022"))["space_drift"]
 
 
 def test_a_run_with_nothing_to_embed_does_not_ask_the_model_for_canaries(tmp_path):
