@@ -164,8 +164,8 @@ class EmbeddingChecks:
                 limits.max_error_rate_rise,
                 {
                     "error_rate": numbers.error_rate,
-                    "errors": numbers.errors,
-                    "texts": numbers.cache_misses,
+                    "errors": numbers.texts_refused,
+                    "texts": numbers.texts_tried,
                     "max_error_rate": limits.max_error_rate,
                     "examples": "; ".join(numbers.error_examples[:_EXAMPLES]) or "none",
                 },

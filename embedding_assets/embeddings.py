@@ -107,6 +107,7 @@ class EmbeddingNumbers:
     left_to_fallback: int = 0
     fallback_vectors: int = 0
     fallback_embedded: int = 0
+    fallback_errors: int = 0
     fallback_tokens: int = 0
     tokens: int = 0
     tokens_truncated: int = 0
@@ -120,8 +121,16 @@ class EmbeddingNumbers:
         return self.cache_hits / self.distinct_chunks if self.distinct_chunks else 1.0
 
     @property
+    def texts_refused(self) -> int:
+        return self.errors + self.fallback_errors
+
+    @property
+    def texts_tried(self) -> int:
+        return self.embedded + self.fallback_embedded + self.texts_refused
+
+    @property
     def error_rate(self) -> float:
-        return self.errors / self.cache_misses if self.cache_misses else 0.0
+        return self.texts_refused / self.texts_tried if self.texts_tried else 0.0
 
     @property
     def chunks_per_second(self) -> float:
@@ -156,13 +165,14 @@ class EmbeddingNumbers:
         return (
             f"{self.embedded:,} chunks embedded ({self.tokens:,} tokens, "
             f"{self.tokens_per_second:,.0f} tokens/s), {self.cache_hits:,} of "
-            f"{self.distinct_chunks:,} cached ({self.cache_hit_rate:.1%}), {self.errors} errors."
+            f"{self.distinct_chunks:,} cached ({self.cache_hit_rate:.1%}), "
+            f"{self.texts_refused} errors."
         )
 
 
 _SELDOM = (
     "cache_entries_rejected", "left_to_fallback", "fallback_vectors", "fallback_embedded",
-    "fallback_tokens", "dollars",
+    "fallback_errors", "fallback_tokens", "dollars",
 )  # fmt: skip
 
 
@@ -268,6 +278,8 @@ class EmbeddingJob:
         self._write(key, space, vectors())
         numbers.fallback_vectors = own.cache_hits + own.embedded
         numbers.fallback_embedded, numbers.fallback_tokens = own.embedded, own.tokens
+        numbers.fallback_errors = own.errors
+        numbers.error_examples += own.error_examples
         numbers.dollars += own.dollars
 
     def _write(self, key: str, space: EmbeddingSpace, vectors: Iterator[pa.RecordBatch]) -> None:

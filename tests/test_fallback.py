@@ -151,6 +151,20 @@ def test_a_primary_that_fails_half_way_is_stood_in_for_and_comes_back_by_itself(
     assert not list((tmp_path / "run" / "artifacts").rglob("fallback_vectors.parquet"))
 
 
+def test_texts_that_the_fallback_refuses_are_errors_too(tmp_path):
+    primary = Faulty(fails_after=0, switch=str(tmp_path / "never"))
+    other = {"model": "other", "dimension": 16}
+    fallback = Faulty(fails_at="report 1 of 2021", stage="infer", switch=primary.switch, **other)
+    settings = {"fallback": {"model": "other"}}
+    pipeline = make(tmp_path, primary, fallback=fallback, settings=settings)
+    result = pipeline.run("2021", "2021")
+    refused = {(row["document_id"], row["detail"]) for row in pipeline.embedding_quarantine()}
+    assert {document for document, _ in refused} == {"2021-1"}
+    assert {row["document_id"] for row in pipeline.rows(fallback)} == {"2021-0", "2021-2"}
+    assert per_partition(result, "embeddings")["2021"]["fallback_errors"] == len(refused)
+    assert not checks(result)["error_rate"]
+
+
 def test_while_documents_are_in_two_spaces_search_asks_both_and_fuses_the_ranks(tmp_path):
     primary = Faulty(fails_at="of 2022", switch=str(tmp_path / "works again"))
     fallback = CountingEmbedder(model="other", dimension=16)
