@@ -86,6 +86,8 @@ def embed_stream(
                 else:
                     failures.append(error)
     finally:
+        if running:  # the caller failed, or the run was cancelled: nobody will store them
+            embedder.give_up()
         pool.shutdown(cancel_futures=True)
     if failures:
         raise failures[0]

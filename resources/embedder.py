@@ -103,6 +103,9 @@ class Embedder(dg.ConfigurableResource, ABC):
         """Cuts texts into calls of `embed`, each one unit of work, such as a request."""
         return [slice(0, len(texts))]
 
+    def give_up(self) -> None:
+        """The calls of `embed` that are under way shall wait for nothing more, and may fail."""
+
     def dollars(self, tokens: int) -> float:
         """What so many tokens cost; 0 where nobody asks for money."""
         del tokens

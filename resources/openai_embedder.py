@@ -29,7 +29,15 @@ from resources.openai_models import (
 )
 from resources.openai_protocol import Refusal, Reply, Vectors, read, told
 from resources.prices import Budget, dollars_per_million_tokens, prices_file
-from resources.rate_limiter import Grant, LimitError, Limits, RateLimiter, Usage, rate_limiter
+from resources.rate_limiter import (
+    GivenUpError,
+    Grant,
+    LimitError,
+    Limits,
+    RateLimiter,
+    Usage,
+    rate_limiter,
+)
 from resources.token_estimate import estimating_tokenizer
 
 _SHARE_OF_LIMIT = 0.05
@@ -171,12 +179,19 @@ class OpenAIEmbedder(Embedder):
         counts = [count for _, count, _ in fitted]
         vectors = np.zeros((len(texts), self.space.dimension), dtype=np.float32)
         tokens = np.zeros(len(texts), dtype=np.int32)
+        given_up = self._shared.given_up  # the one of now, whichever later calls will have
         for batch in self._packed(counts):
-            found = self._request([text for text, _, _ in fitted[batch]], sum(counts[batch]))
+            sent = [text for text, _, _ in fitted[batch]]
+            found = self._request(sent, sum(counts[batch]), given_up)
             vectors[batch] = _normalized(found.vectors)
             tokens[batch] = _shared_out(found.tokens, counts[batch])
         truncated = np.array([cut for _, _, cut in fitted], dtype=np.int32)
         return EmbeddingBatch(vectors, tokens, truncated)
+
+    def give_up(self) -> None:
+        if made := self._made_so_far:
+            made.given_up.set()
+            made.given_up = threading.Event()  # later calls may wait again
 
     def describe(self) -> str:
         limits = self._known_limits
@@ -194,7 +209,7 @@ class OpenAIEmbedder(Embedder):
             rate_limit_utilisation (share of the limit that all processes together used, as of the
             last request).
         """
-        made: _Shared | None = self.__dict__.get("_made")
+        made = self._made_so_far
         usage = made.limiter.usage() if made else Usage()
         return {
             "requests": made.requests if made else 0,
@@ -301,19 +316,18 @@ class OpenAIEmbedder(Embedder):
     def _known_limits(self) -> Limits:
         """As far as the last request showed them."""
         configured = Limits(self.requests_per_minute, self.tokens_per_minute)
-        # `_made` and not `_shared`: what describes an embedder needs no key.
-        made: _Shared | None = self.__dict__.get("_made")
+        made = self._made_so_far
         seen = made.limiter.usage().limits if made else Limits()
         return Limits(seen.requests or configured.requests, seen.tokens or configured.tokens)
 
     # --- Requests --------------------------------------------------------------------------------
 
-    def _request(self, texts: list[str], estimate: int) -> Vectors:
+    def _request(self, texts: list[str], estimate: int, given_up: threading.Event) -> Vectors:
         """One request, again and again until it succeeds or no hope is left."""
         first_failure: float | None = None
         incomplete = failures = 0
         while True:
-            found, number = self._attempt(texts, estimate)
+            found, number = self._attempt(texts, estimate, given_up)
             if isinstance(found, Vectors):
                 self._shared.concurrency.succeeded()
                 return found
@@ -337,9 +351,11 @@ class OpenAIEmbedder(Embedder):
             if found.remedy == "pause":
                 self._shared.limiter.pause(delay)
             else:
-                time.sleep(delay)
+                given_up.wait(delay)
 
-    def _attempt(self, texts: list[str], estimate: int) -> tuple[Vectors | Refusal, int]:
+    def _attempt(
+        self, texts: list[str], estimate: int, given_up: threading.Event
+    ) -> tuple[Vectors | Refusal, int]:
         """Sends one request; counts what it cost and what it took of the limits."""
         with self._shared.concurrency.slot() as number:
             price = self._price
@@ -348,7 +364,7 @@ class OpenAIEmbedder(Embedder):
             charged = 0  # tokens
             reply: Reply | str | None = None
             try:
-                grant = self._acquire(estimate)
+                grant = self._acquire(estimate, given_up)
                 charged = estimate  # so long as nothing else is known
                 reply = self._exchange(texts)
                 if isinstance(reply, str):
@@ -366,9 +382,11 @@ class OpenAIEmbedder(Embedder):
                     headers = reply.headers if isinstance(reply, Reply) else {}
                     self._shared.limiter.settle(grant, charged, told(headers))
 
-    def _acquire(self, tokens: int) -> Grant:
+    def _acquire(self, tokens: int, given_up: threading.Event) -> Grant:
         try:
-            return self._shared.limiter.acquire(tokens)
+            return self._shared.limiter.acquire(tokens, given_up)
+        except GivenUpError as error:
+            raise EmbeddingError("unavailable", f"{self.base_url} was given up") from error
         except LimitError as error:
             raise EmbeddingError(
                 "settings",
@@ -475,6 +493,11 @@ class OpenAIEmbedder(Embedder):
         with _making:
             return self._made
 
+    @property
+    def _made_so_far(self) -> "_Shared | None":
+        """Not `_shared`: what describes an embedder needs no key."""
+        return self.__dict__.get("_made")
+
     @cached_property
     def _made(self) -> "_Shared":
         # A provider's limits are of the key and the model. The hash is slow to invert.
@@ -508,6 +531,7 @@ class _Shared:
     requests: int = 0
     retries: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    given_up: threading.Event = field(default_factory=threading.Event)
 
     def count(self, requests: int = 0, retries: int = 0) -> None:
         with self.lock:

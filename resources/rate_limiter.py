@@ -38,6 +38,10 @@ class LimitError(ValueError):
     """A single request exceeds the limit, so that no waiting helps."""
 
 
+class GivenUpError(RuntimeError):
+    """Who waited was told to wait no more."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a provider allows, per window; None where it is unknown or unlimited."""
@@ -130,20 +134,25 @@ class RateLimiter(ABC):
     def _step(self, ask: dict[str, Any]) -> _Answer:
         """Does what is asked, as one atomic step for all processes."""
 
-    def acquire(self, tokens: int) -> Grant:
+    def acquire(self, tokens: int, given_up: threading.Event | None = None) -> Grant:
         """Waits until one request of so many tokens is within the limits.
 
         Args:
             tokens: an upper bound of what the request will take.
+            given_up: ends the waiting.
 
         Raises:
             LimitError: the limit is lower than this one request.
+            GivenUpError: `given_up` was set.
         """
+        given_up = given_up or threading.Event()
         grant = Grant(uuid4().hex, tokens)
         began = time.monotonic()
         # The threads of a process wait in turn, so that only one of them asks again and again.
         with self._turn:
             while True:
+                if given_up.is_set():
+                    raise GivenUpError
                 answer = self._step({"acquire": [grant.id, tokens]})
                 if answer.wait == 0:
                     break
@@ -153,7 +162,7 @@ class RateLimiter(ABC):
                         f"{answer.limits[0]:,.0f} requests and {answer.limits[1]:,.0f} tokens "
                         "per minute"
                     )
-                time.sleep(min(answer.wait, 1.0))
+                given_up.wait(min(answer.wait, 1.0))
         with self._guard:
             used = [u / limit for u, limit in zip(answer.used, answer.limits, strict=True) if limit]
             self._usage = Usage(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_assets.component import collection_resources
-from embedding_assets.embedding_stream import embed_each
+from embedding_assets.embedding_stream import embed_each, embed_stream
 from embedding_assets.settings import CollectionSettings
 from resources.adaptive_concurrency import AdaptiveConcurrency
 from resources.embedder import Embedder, EmbeddingError
@@ -265,6 +265,31 @@ def test_a_server_that_stays_down_is_given_up_after_max_wait(tmp_path: Path) -> 
         embed_each(embedder(url, tmp_path, max_wait=0.2), TEXTS)
     assert caught.value.stage == "unavailable"
     assert_no_key_in(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_caller_that_leaves_does_not_wait_for_a_server_that_is_down(
+    status: int, server: OpenAIServer, tmp_path: Path
+) -> None:
+    failed = threading.Event()
+
+    def fails(request: Request) -> Answer:
+        failed.set()
+        return error(status, headers={"Retry-After": "600"})(request)
+
+    server.script, server.always = [server.embeddings], fails
+    ours = embedder(server, tmp_path, max_wait=6000.0, max_concurrency=3)
+    stream = embed_stream(ours, iter([["a"], ["b"], ["c"], ["d"], ["e"]]), list)
+    assert isinstance(stream, Generator)
+    assert next(stream).errors == [None]
+    assert failed.wait(60)
+    leaving = threading.Thread(target=stream.close, daemon=True)
+    leaving.start()
+    leaving.join(60)
+    assert not leaving.is_alive()
+    server.always = server.embeddings
+    if status == 503:  # a pause is for all
+        assert_right(ours.embed(TEXTS).vectors, TEXTS)
 
 
 def test_without_a_key_nothing_is_sent(
