@@ -552,7 +552,7 @@ class RedisRateLimiter(RateLimiter):
             told = ask.get("learn", (0, 0))
             own = (self._limits.requests or 0, self._limits.tokens or 0)
             limits = [
-                seen or mine or new
+                min(filter(None, (mine, new or seen)), default=0)
                 for seen, mine, new in zip(self._limits_seen, own, told, strict=True)
             ]
             self._limits_seen = (limits[0], limits[1])

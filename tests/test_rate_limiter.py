@@ -262,6 +262,18 @@ def test_without_redis_nothing_is_granted_for_a_window_and_then_a_share(
     assert all(times[i + 2] - times[i] >= 0.5 for i in range(3)), "8 requests / 4 machines = 2"
 
 
+def test_limits_that_shrink_while_redis_is_away_shrink_the_share(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    limiter = of_redis(own_redis, tmp_path)
+    limiter.settle(limiter.acquire(1), 1, Told(Limits(400, None)))
+    own_redis.kill()
+    limiter.settle(limiter.acquire(1), 1, Told(Limits(4, 1000)))
+    assert limiter.limits == Limits(1, 250), "4 requests / 4 machines"
+    limiter.settle(limiter.acquire(1), 1, Told(Limits(400, 1000)))
+    assert limiter.limits == Limits(2, 250), "its own limit of 8 holds too"
+
+
 def test_a_short_outage_grants_nothing_and_costs_one_wait(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
