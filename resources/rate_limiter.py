@@ -508,7 +508,6 @@ class RedisRateLimiter(RateLimiter):
         self._known = False
         self._away_since: float | None = None
         self._ask_again = 0.0
-        self._granted_alone = False
         self._limits_seen = (0.0, 0.0)
 
     @cached_property
@@ -537,18 +536,17 @@ class RedisRateLimiter(RateLimiter):
             "pace": PACE,
             "longest_sleep": _LONGEST_SLEEP,
         }
-        if self._granted_alone:
-            # Nobody but this machine knows what it sent meanwhile.
+        if self._time_away() >= self._window:
+            # Redis does not know what this machine and others sent meanwhile.
             complete["pause"] = max(complete["pause"], self._window)
         found = json.loads(self._script(keys=[self._key], args=[json.dumps(complete)]))
         with self._state_lock:
-            self._known, self._away_since, self._granted_alone = True, None, False
+            self._known, self._away_since = True, None
             self._limits_seen = (found["limits"][0], found["limits"][1])
         return _Answer(found["wait"], tuple(found["used"]), self._limits_seen, found["paused"])
 
     def _alone(self, ask: dict[str, Any]) -> _Answer:
         with self._state_lock:
-            away = time.monotonic() - (self._away_since or 0.0)
             told = ask.get("learn", (0, 0))
             own = (self._limits.requests or 0, self._limits.tokens or 0)
             limits = [
@@ -557,13 +555,14 @@ class RedisRateLimiter(RateLimiter):
             ]
             self._limits_seen = (limits[0], limits[1])
         share = [max(1, math.floor(limit / self._machines)) if limit else 0 for limit in limits]
-        if ask.get("acquire") and away < self._window:
+        if ask.get("acquire") and self._time_away() < self._window:
             return _Answer(_LONGEST_SLEEP, (0, 0), (limits[0], limits[1]))
-        answer = self._share._step({**ask, "limits": share, "learn": (0, 0), "remaining": (-1, -1)})
-        if ask.get("acquire") and answer.wait == 0:
-            with self._state_lock:
-                self._granted_alone = True
-        return answer
+        return self._share._step({**ask, "limits": share, "learn": (0, 0), "remaining": (-1, -1)})
+
+    def _time_away(self) -> float:
+        """Seconds since Redis was first found away; 0 while it is there."""
+        since = self._away_since
+        return 0.0 if since is None else time.monotonic() - since
 
 
 def _is_redis_error(error: Exception) -> bool:

@@ -302,6 +302,20 @@ def test_after_an_outage_redis_grants_nothing_for_a_window(
     assert other.paused > 0
 
 
+def test_who_granted_nothing_in_an_outage_knows_that_others_may_have(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    here, there = of_redis(own_redis, tmp_path / "here"), of_redis(own_redis, tmp_path / "there")
+    own_redis.stall()  # it forgets nothing
+    assert waits(here)
+    there.acquire(1)  # a window later; then this machine is switched off
+    own_redis.resume()
+    while here._away_since is not None:
+        assert waits(here)
+        time.sleep(0.005)
+    assert here.paused > 0
+
+
 def test_a_flushed_redis_is_taken_as_a_spent_budget(own_redis: RedisServer, tmp_path: Path) -> None:
     limiter = of_redis(own_redis, tmp_path)
     assert not waits(limiter)
