@@ -380,6 +380,11 @@ local state = content and cjson.decode(content)
 local slot = ask.window / ask.slots
 local current = math.floor(now / slot)
 if not content and ask.known then state.paused = now + ask.window end
+if (state.seen or 0) > now + slot then
+  -- The clock was set back.
+  state = {slots = {}, leases = {}, learned = state.learned, paused = now + ask.window}
+end
+state.seen = now
 
 local function ended(requests, tokens)
   local key = string.format('%.0f', current)

@@ -316,6 +316,33 @@ def test_who_granted_nothing_in_an_outage_knows_that_others_may_have(
     assert here.paused > 0
 
 
+def test_a_clock_of_redis_that_is_set_back_costs_a_window(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    limiter = of_redis(own_redis, tmp_path)
+    for _ in range(3):
+        limiter.settle(limiter.acquire(1), 1)
+    limiter.acquire(1)
+    client = redis.Redis.from_url(own_redis.url)
+    state = json.loads(client.get("key"))  # type: ignore[reportArgumentType]
+    slot = 0.5 / 100
+    client.set(
+        "key",
+        json.dumps(
+            {
+                "slots": {str(int(k) + int(3600 / slot)): v for k, v in state["slots"].items()},
+                "leases": {k: [end + 3600, n] for k, (end, n) in state["leases"].items()},
+                "learned": state["learned"],
+                "paused": state["paused"] + 3600,
+                "seen": state["seen"] + 3600,
+            }
+        ),
+    )
+    assert waits(limiter)
+    assert 0 < limiter.paused <= 0.5
+    limiter.acquire(1)
+
+
 def test_a_flushed_redis_is_taken_as_a_spent_budget(own_redis: RedisServer, tmp_path: Path) -> None:
     limiter = of_redis(own_redis, tmp_path)
     assert not waits(limiter)
