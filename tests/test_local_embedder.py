@@ -805,6 +805,18 @@ def test_hash_of_a_file_is_read_once_until_the_file_changes(tmp_path, monkeypatc
     assert FileHashes(memory).sha256(file) != first
 
 
+def test_a_file_that_changed_with_equal_size_and_time_is_hashed_again(tmp_path):
+    file, new = tmp_path / "weights", tmp_path / "new"
+    hashes = FileHashes(tmp_path / "hashes.json")
+    file.write_bytes(b"one")
+    new.write_bytes(b"two")
+    for each in (file, new):
+        os.utime(each, (0, 0))  # as reproducible archives and images have it
+    first = hashes.sha256(file)
+    new.replace(file)
+    assert hashes.sha256(file) != first
+
+
 def test_copy_from_the_hub_has_the_space_of_the_packaged_one(default, tmp_path):
     repository = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
     commit = "0123456789abcdef0123456789abcdef01234567"

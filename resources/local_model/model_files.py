@@ -162,7 +162,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class FileHashes:
-    """SHA-256 of large files, remembered by path, size and modification time."""
+    """SHA-256 of large files, remembered by path, size, inode and times.
+
+    Tools that copy or unpack set the modification time to whatever they like, often to the same for
+    all files; the time of the last change (ctime) only the system sets.
+    """
 
     def __init__(self, path: Path) -> None:
         """Args:
@@ -173,21 +177,22 @@ class FileHashes:
     def sha256(self, file: Path) -> str:
         status = file.stat()
         key = str(file.resolve())
-        known = self._read()
-        entry = known.get(key, {})
-        if (entry.get("size"), entry.get("mtime_ns")) == (status.st_size, status.st_mtime_ns):
+        seen = {
+            "size": status.st_size,
+            "inode": status.st_ino,
+            "mtime_ns": status.st_mtime_ns,
+            "ctime_ns": status.st_ctime_ns,
+        }
+        entry = self._read().get(key, {})
+        if seen.items() <= entry.items():
             return entry["sha256"]
         state = hashlib.sha256()
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 state.update(block)
-        entry = {
-            "size": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "sha256": state.hexdigest(),
-        }
-        write_json(self._path, self._read() | {key: entry})
-        return entry["sha256"]
+        sha256 = state.hexdigest()
+        write_json(self._path, self._read() | {key: {**seen, "sha256": sha256}})
+        return sha256
 
     def _read(self) -> dict[str, Any]:
         try:
