@@ -343,7 +343,11 @@ class OpenAIEmbedder(Embedder):
                 self._shared.concurrency.failed(number)
             # Full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter", 2015.
             longest = min(_LONGEST_DELAY, self.retry_delay * 2 ** (failures - 1))
-            delay = random.uniform(0, longest) if found.seconds is None else found.seconds
+            delay = found.seconds
+            # Overloaded servers say "at once" again and again, or when a limit resets that is
+            # not spent.
+            if delay is None or (failures > 1 and delay < self.retry_delay):
+                delay = max(delay or 0.0, random.uniform(0, longest))
             if time.monotonic() + delay > first_failure + self.max_wait:
                 raise self._error(found, delay)
             self._shared.count(retries=1)
@@ -421,7 +425,7 @@ class OpenAIEmbedder(Embedder):
 
     def _error(self, refusal: Refusal, delay: float | None = None) -> EmbeddingError:
         reason = refusal.reason
-        if delay is not None and refusal.seconds is not None:
+        if delay is not None and (refusal.seconds or 0.0) >= self.retry_delay:
             reason += (
                 f". It asks to wait {delay:,.0f} s, longer than max_wait ({self.max_wait:,.0f} s) "
                 "allows. What is embedded is kept: run again later"

@@ -268,6 +268,17 @@ def test_a_server_that_stays_down_is_given_up_after_max_wait(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_at_once_again_and_again_is_asked_ever_less_often(
+    status: int, server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda _, longest: longest)
+    server.always = error(status, headers={"x-ratelimit-reset-requests": "1ms"})
+    with pytest.raises(EmbeddingError, match="Given up after max_wait"):
+        embedder(server, tmp_path, max_wait=1.0).embed(TEXTS)
+    assert len(server.requests) <= 7, "at once, after 0.02 s, 0.04 s, ... 0.32 s"
+
+
+@pytest.mark.parametrize("status", [429, 503])
 def test_a_caller_that_leaves_does_not_wait_for_a_server_that_is_down(
     status: int, server: OpenAIServer, tmp_path: Path
 ) -> None:
