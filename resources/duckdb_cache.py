@@ -170,6 +170,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         except Timeout as error:
             raise self._locked(_opening_error(path)) from error
         with lock:
+            _remove_leftovers(path)
             try:
                 with self._open(path, deadline) as database:
                     return action(database)
@@ -238,6 +239,22 @@ def _limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
 def _attach(database: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
     quoted = str(path).replace("'", "''")
     database.execute(f"ATTACH '{quoted}' AS {name} (TYPE duckdb, ROW_GROUP_SIZE {_ROW_GROUP})")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a killed process left of a smaller file. The caller holds the lock file."""
+    for left in (_smaller_file(path), _log(_smaller_file(path))):
+        left.unlink(missing_ok=True)
+
+
+def _smaller_file(path: Path) -> Path:
+    """Where the file is written anew."""
+    return path.with_name(f"{path.name}.compact")
+
+
+def _log(path: Path) -> Path:
+    """DuckDB's write-ahead log of a file."""
+    return path.with_name(f"{path.name}.wal")
 
 
 def _opening_error(path: Path) -> str:
@@ -476,10 +493,8 @@ def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     kept = sum(_count(database, f"FROM {_table(s)}") * _entry_bytes(s) for s in spaces)
     if kept > 0.75 * path.stat().st_size:
         return
-    smaller = path.with_name(f"{path.name}.compact")
-    logs = [path.with_name(f"{name}.wal") for name in (path.name, smaller.name)]
-    smaller.unlink(missing_ok=True)
-    logs[1].unlink(missing_ok=True)
+    smaller = _smaller_file(path)
+    logs = (_log(path), _log(smaller))
     try:
         _attach(database, smaller, "smaller")
         database.execute("COPY FROM DATABASE cache TO smaller")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -244,6 +246,31 @@ def test_pruning_gives_room_back_and_leaves_nothing_behind(tmp_path):
     assert held(cache, range(3), space) == [1]
     names = {path.name for path in tmp_path.iterdir()}
     assert names <= {"cache.duckdb", "cache.duckdb.wal", "cache.duckdb.lock"}
+
+
+_KILLED_WHILE_PRUNING = """
+import os, sys
+import resources.duckdb_cache as module
+from resources.embedding_cache import Limits
+attach = module._attach
+def attach_and_die(database, path, name):
+    attach(database, path, name)
+    if name == "smaller":
+        database.execute("CREATE TABLE smaller.half (i INTEGER)")
+        os.kill(os.getpid(), 9)
+module._attach = attach_and_die
+module.DuckDBEmbeddingCache(path=sys.argv[1]).prune(Limits(max_bytes=1))
+"""
+
+
+def test_what_a_killed_prune_leaves_is_removed_by_whoever_comes_next(tmp_path):
+    cache = DuckDBEmbeddingCache(path=str(tmp_path / "cache.duckdb"))
+    cache.put(SPACE, hashes(*range(2000)), vectors(*range(2000)))
+    command = [sys.executable, "-c", _KILLED_WHILE_PRUNING, cache.path]
+    assert subprocess.run(command, cwd=Path(__file__).parents[1]).returncode == -9
+    assert list(tmp_path.glob("*.compact*"))
+    assert held(cache, range(3)) == []
+    assert not list(tmp_path.glob("*.compact*"))
 
 
 # --- copies
