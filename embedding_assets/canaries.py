@@ -10,8 +10,15 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts import write_parquet
 from resources.artifact_store import ArtifactStore
+from resources.content_identity import canary_hash
 from resources.embedder import Embedder, EmbeddingError
-from resources.embedding_cache import decode_vectors, encode_vectors, valid_vectors
+from resources.embedding_cache import (
+    EmbeddingCache,
+    decode_vectors,
+    encode_vectors,
+    hash_array,
+    valid_vectors,
+)
 from resources.embedding_space import EmbeddingSpace
 
 CANARIES = (
@@ -25,6 +32,7 @@ CANARIES = (
 MIN_COSINE = 0.999
 """Numeric precision alone leaves a vector of the same space at least so near."""
 
+_HASHES = hash_array([canary_hash(text) for text in CANARIES])
 _SCHEMA = pa.schema([("text", pa.string()), ("vector", pa.binary())])
 
 
@@ -41,10 +49,15 @@ class SpaceDriftError(RuntimeError):
 
 
 class Canaries:
-    """Embeds the canaries before anything else is embedded, and compares with the first time."""
+    """Embeds the canaries before anything else is embedded, and compares with the first time.
 
-    def __init__(self, artifacts: ArtifactStore) -> None:
+    The first vectors are kept with the artifacts, and in the cache: whoever shares its vectors must
+    get the same ones.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, cache: EmbeddingCache) -> None:
         self._artifacts = artifacts
+        self._cache = cache
         self.cosines: dict[str, float | None] = {}
         """By space id: the least cosine; None where these were the first vectors of the space."""
 
@@ -63,6 +76,7 @@ class Canaries:
         if known is None:
             self.cosines[space.id] = None
             self._remember(space, vectors)
+            self._cache.put(space, _HASHES, vectors)
             return
         cosine = _least_cosine(vectors, known)
         self.cosines[space.id] = cosine
@@ -75,6 +89,7 @@ class Canaries:
                 "wanted, give the new one a name or revision of its own: then it gets vectors "
                 "and a table of its own.",
             )
+        self._cache.put(space, _HASHES, known)  # unless they are there
 
     def prove_same(self, embedder: Embedder, space: EmbeddingSpace) -> None:
         """Checks an embedder that is declared to compute the vectors of a space.
@@ -100,6 +115,18 @@ class Canaries:
             )
 
     def _known(self, space: EmbeddingSpace) -> np.ndarray | None:
+        kept = self._kept(space)
+        if kept is not None:
+            return kept
+        if not self._cache.contains(space, _HASHES).all():  # is not counted as a look-up
+            return None
+        shared = self._cache.get(space, _HASHES)
+        if not shared.found.all():
+            return None
+        self._remember(space, shared.vectors)
+        return shared.vectors
+
+    def _kept(self, space: EmbeddingSpace) -> np.ndarray | None:
         key = _key(space)
         if not self._artifacts.exists(key):
             return None

@@ -48,7 +48,7 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
             resources.embedder,
             resources.fallback,
             collection.settings.fallback,
-            Canaries(resources.artifacts),
+            Canaries(resources.artifacts, resources.cache),
             context.log,
         )
         job = EmbeddingJob(

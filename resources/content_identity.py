@@ -55,6 +55,11 @@ def query_hash(query: str) -> bytes:
     return digest("embedded query", query)
 
 
+def canary_hash(text: str) -> bytes:
+    """The key of a fixed text by which a space is recognised."""
+    return digest("canary", text)
+
+
 def chunk_id(collection: str, document_id: str, chunk_number: int) -> str:
     """The key of a row in the vector store: stable while the document keeps its id."""
     return digest("chunk", collection, document_id, str(chunk_number)).hex()

@@ -1,6 +1,7 @@
 """A fallback to another model never mixes its vectors with the primary's, and is undone later."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -263,6 +265,22 @@ def test_a_model_that_changed_behind_its_name_fails_a_check_before_a_vector_is_w
 
     switch.unlink()
     assert checks(pipeline.run("2021", "2022"))["space_drift"]
+
+
+def test_who_shares_the_cache_is_held_to_the_same_canaries(tmp_path):
+    switch = tmp_path / "the provider changed the model"
+    first = make(tmp_path / "here", Drifting(switch=str(switch)))
+    first.run("2021", "2021")
+    switch.touch()
+    second = make(tmp_path / "there", Drifting(switch=str(switch)))
+    for file in (tmp_path / "here").glob("cache.duckdb*"):
+        shutil.copy(file, tmp_path / "there")
+    with pytest.raises(SpaceDriftError):
+        second.run("2021", "2022")
+    switch.unlink()
+    assert checks(second.run("2021", "2022"))["space_drift"]
+    with second.artifacts.reading(f"canaries/{second.embedder.space.id}.parquet") as path:
+        assert pq.read_metadata(path).num_rows == len(CANARIES)
 
 
 def test_a_broken_first_canary_ends_the_run_and_is_not_held_against_the_next(tmp_path):
