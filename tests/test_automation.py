@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,24 @@ def test_what_runs_do_not_mend_is_requested_a_few_times_and_then_reported(
         assert "still differ after 3 runs: 2024-01-01" in data.skip_message
     automated.write("a.jsonl", document("a", 1, "second"))
     assert automated.requested("reconcile") == ["2024-01-01"]
+
+
+def test_attempts_are_counted_though_a_tick_compares_only_some_partitions(
+    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its name in the package the module is hidden behind the function of that name.
+    module = import_module("embedding_assets.automation.reconcile_sensor")
+    monkeypatch.setattr(module, "_PARTITIONS_PER_SCAN", 2)
+    automated = Automated(
+        tmp_path,
+        instance,
+        partitions={"by": "bucket", "count": 4},
+        automation={"reconcile_sensor": {"seconds_per_tick": 1e-9, "max_attempts": 2}},
+    )
+    automated.write("a.jsonl", *(document(str(number), 1) for number in range(20)))
+    ticks = [automated.requested("reconcile") for _ in range(6)]
+    halves = [["bucket_0...bucket_1"], ["bucket_2...bucket_3"]]
+    assert ticks == [*halves, *halves, [], []]
 
 
 def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated) -> None:

@@ -125,7 +125,7 @@ class ReconcileTick:
         )
         asked = {p: wanted[p] for run in runs for p in run.partitions}
         hopeless = [p for p, attempt in wanted.items() if attempt > settings.max_attempts]
-        self._remember(cursor, differences, asked, hopeless)
+        self._remember(cursor, known[begin:compared], differences, asked)
         requests = [
             run.request(
                 f"{cursor.epoch}-{cursor.generation}",
@@ -256,18 +256,23 @@ class ReconcileTick:
     def _remember(
         self,
         cursor: Cursor,
+        compared: Sequence[str],
         differences: Differences,
         asked: Mapping[str, int],
-        hopeless: Sequence[str],
     ) -> None:
-        """Keeps counts of differences that are still there; the cursor is a row in a database."""
-        counts = {f"{p} {differences.states[p]}": attempt for p, attempt in asked.items()}
-        given_up = {
-            key: cursor.asked[key]
-            for p in hopeless
-            if (key := f"{p} {differences.states[p]}") in cursor.asked
+        """Forgets counts of differences that are gone; the cursor is a row in a database.
+
+        What was not compared at this tick, or waits for the next, is as it was.
+        """
+        settled = set(compared)
+        there = {f"{p} {state}" for p, state in differences.states.items()}
+        counts = {
+            key: count
+            for key, count in cursor.asked.items()
+            if key in there or key.partition(" ")[0] not in settled
         }
-        cursor.asked = dict(islice((counts | given_up).items(), _MOST_COUNTS))
+        counts |= {f"{p} {differences.states[p]}": attempt for p, attempt in asked.items()}
+        cursor.asked = dict(islice(counts.items(), _MOST_COUNTS))
 
 
 _MOST_COUNTS = 2_000
