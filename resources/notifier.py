@@ -1,5 +1,6 @@
 """Who is told when something went wrong."""
 
+import http.client
 import json
 import logging
 import os
@@ -46,17 +47,17 @@ class WebhookNotifier(Notifier):
     def notify(self, title: str, text: str) -> str:
         fallback = LogNotifier().notify(title, text)
         url = os.environ.get(self.url_variable, "")
-        if urlsplit(url).scheme not in ("http", "https"):
-            return f"{fallback} {self.url_variable} holds no http(s) URL."
         body = json.dumps({"text": f"{title}\n{text}"}).encode()
         headers = {"Content-Type": "application/json"}
         try:
+            if urlsplit(url).scheme not in ("http", "https"):
+                return f"{fallback} {self.url_variable} holds no http(s) URL."
             request = urllib.request.Request(url, data=body, headers=headers, method="POST")
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 return f"The webhook answered {answer.status}."
         except urllib.error.HTTPError as error:
             return f"{fallback} The webhook answered {error.code}."
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # Not the message: it may quote the URL.
             return f"{fallback} The webhook was not reached ({type(error).__name__})."
 

@@ -452,6 +452,9 @@ def webhook() -> Iterator[tuple[str, list[Any]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if "babble" in self.path:
+                self.wfile.write(b"no answer in HTTP\r\n\r\n")
+                return
             self.send_response(500 if "refuse" in self.path else 200)
             self.end_headers()
 
@@ -496,14 +499,22 @@ def test_a_failed_run_is_told_to_the_webhook(
     assert "job, no partitions" in message["text"]
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "http://127.0.0.1:9/secret-token", "refuse"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "nonsense", "http://127.0.0.1:9/secret-token", "http://[/secret-token",
+        "http://127.0.0.1:secret-token/", "http://127.0.0.1:9/secret-token x", "refuse", "babble",
+    ],
+)  # fmt: skip
 def test_a_webhook_that_does_not_work_is_said_without_its_secret(
     webhook: tuple[str, list[Any]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     url: str,
 ) -> None:
-    monkeypatch.setenv("EMBEDDING_WEBHOOK_URL", f"{webhook[0]}/refuse" if url == "refuse" else url)
+    if url in ("refuse", "babble"):
+        url = f"{webhook[0]}/{url}"
+    monkeypatch.setenv("EMBEDDING_WEBHOOK_URL", url)
     said = WebhookNotifier(timeout=5).notify("Run x failed", "details")
     assert said.startswith("It was written to the log. ")
     assert "Run x failed: details" in caplog.text
