@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from embedding_assets import documents
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
 from resources.notifier import LogNotifier, WebhookNotifier
@@ -155,6 +156,29 @@ def test_what_changes_and_changes_back_is_requested_both_times(automated: Automa
         automated.write("a.jsonl", document("a", 1, title))
         assert automated.execute("source") == ["2024-01-01"]
         assert automated.titles() == {"a": title}
+
+
+def test_what_changes_back_before_its_run_has_read_it_is_requested_all_the_same(
+    automated: Automated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automated.write("a.jsonl", document("a", 1))
+    automated.execute("source")
+    automated.write("a.jsonl", document("a", 1, "second"))
+    assert automated.requested("source") == ["2024-01-01"]
+    replace_documents = documents._replace_documents
+
+    def changes_back(*given: Any) -> dict[str, int]:
+        automated.write("a.jsonl", document("a", 1))
+        assert automated.requested("source") == ["2024-01-01"]
+        return replace_documents(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(documents, "_replace_documents", changes_back)
+        automated.pipeline.run("2024-01-01")  # the first of the two runs
+    assert automated.titles() == {"a": "second"}
+    automated.pipeline.run("2024-01-01")
+    assert automated.titles() == {"a": "first"}
+    assert automated.requested("source") == []
 
 
 def test_a_tick_that_is_lost_asks_again_for_the_same_runs(automated: Automated) -> None:

@@ -48,6 +48,8 @@ class Inventory:
     contents: dict[str, _Contents] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     """Partitions that have changed, but whose runs are not requested yet."""
+    requested: _Contents = field(default_factory=dict)
+    """What of a partition was to be ingested by the last run that was requested for it."""
 
     def partitions(self) -> _Contents:
         """The digest of what all files together hold of each partition."""
@@ -68,7 +70,10 @@ class Inventory:
         inventory = Inventory()
         with artifacts.reading(key) as path, pq.ParquetFile(path) as parquet:
             metadata = parquet.schema_arrow.metadata or {}
-            inventory.pending = [p for p in metadata[b"pending"].decode().split("\n") if p]
+            inventory.pending = metadata[b"pending"].decode().split()
+            requested = metadata.get(b"requested", b"").decode().split()
+            for partition, digest in zip(requested[::2], requested[1::2], strict=True):
+                inventory.requested[partition] = int(digest, 16)
             for batch in parquet.iter_batches(batch_size=_ROWS_PER_BATCH):
                 for file, signature, partition, digest in zip(
                     *(column.to_pylist() for column in batch.columns), strict=True
@@ -92,7 +97,10 @@ class Inventory:
                 arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
                 yield pa.record_batch(arrays, schema=_SCHEMA)
 
-        schema = _SCHEMA.with_metadata({"pending": "\n".join(self.pending)})
+        requested = (f"{partition} {digest:x}" for partition, digest in self.requested.items())
+        schema = _SCHEMA.with_metadata(
+            {"pending": "\n".join(self.pending), "requested": "\n".join(requested)}
+        )
         with artifacts.writing(key) as path:
             files.write_parquet(path, schema, batches())
 

@@ -113,6 +113,8 @@ class SourceTick:
             settings.automation.source_sensor.max_runs_per_tick,
         )
         inventory.pending = left
+        totals = inventory.partitions()
+        inventory.requested |= {p: totals.get(p, 0) for run in runs for p in run.partitions}
         unfinished = changes.unread or left
         following = Cursor(
             epoch=cursor.epoch,
@@ -122,8 +124,7 @@ class SourceTick:
         )
         self._save(inventory, following, keep=before)
         requests = [
-            run.request(f"{following.epoch}-{following.generation}", inventory.partitions())
-            for run in runs
+            run.request(f"{following.epoch}-{following.generation}", totals) for run in runs
         ]
         return dg.SensorResult(
             run_requests=requests or None,
@@ -135,15 +136,13 @@ class SourceTick:
         self, inventory: Inventory, changes: Changes, known_partitions: Sequence[str]
     ) -> set[str]:
         placed = changes.partitions - {UNPLACED, EVERY_PARTITION}
-        # A partition that has been ingested since, by hand or by a backfill, is up to date.
         totals = inventory.partitions()
         everything_known = EVERY_PARTITION not in totals
         touched = {
             partition
             for partition in placed & set(known_partitions)
             if not everything_known
-            or ingested_digest(self.artifacts, self.collection.name, partition)
-            != totals.get(partition, 0)
+            or not self._is_ingested(partition, totals.get(partition, 0), inventory)
         }
         touched |= self._losers_to(changes.changed + changes.deleted)
         if EVERY_PARTITION in changes.partitions:
@@ -151,6 +150,15 @@ class SourceTick:
         if UNPLACED in changes.partitions and not touched and known_partitions:
             touched.add(self._reader_of(changes, known_partitions))
         return touched
+
+    def _is_ingested(self, partition: str, digest: int, inventory: Inventory) -> bool:
+        """Whether a partition was ingested since it changed, by hand or by a backfill.
+
+        If the last run requested for it has not left its documents yet, it may still do so, though
+        the source has changed back to what is ingested now.
+        """
+        ingested = ingested_digest(self.artifacts, self.collection.name, partition)
+        return ingested == digest == inventory.requested.get(partition, digest)
 
     def _losers_to(self, changed_files: Iterable[str]) -> set[str]:
         """Partitions that refused a document because a changed file held another of its id."""
