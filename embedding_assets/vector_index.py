@@ -1,6 +1,6 @@
 """Asset `vector_index`: replace the partition's rows in the vector store, in one commit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from embedding_assets.collection import Collection
 from embedding_assets.range_run import Progress, RangeRun
 from embedding_assets.scratch import Scratch, scratch
 from resources.artifact_store import ArtifactStore
+from resources.document_source.files import Period
 from resources.embedding_cache import decode_vectors
 from resources.embedding_space import EmbeddingSpace
 from resources.vector_store import ROW_IDENTITY, VectorStore, row_schema
@@ -48,6 +49,7 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
                     resources.artifacts,
                     resources.store,
                     stack.enter_context(scratch()),
+                    resources.source.period_of,
                 )
                 for place in range(len(spaces))
             ]
@@ -94,6 +96,7 @@ class IndexUpdate:
         artifacts: ArtifactStore,
         store: VectorStore,
         database: Scratch,
+        period_of: Callable[[str], Period | None],
     ) -> None:
         """Args:
         collection: the collection's name.
@@ -102,12 +105,14 @@ class IndexUpdate:
         artifacts: documents, chunks and vectors.
         store: the vector store.
         database: where differences are found; for this object alone.
+        period_of: the only period whose runs read a file; None: every run reads it.
         """
         self.collection = collection
         self.space = spaces[place]
         self.store = store
         self.database = database
         self._place = place
+        self._period_of = period_of
         self._vectors_keys = (files.vectors_key, files.fallback_vectors_key)[: len(spaces)]
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
@@ -348,15 +353,21 @@ class IndexUpdate:
         )
 
     def _find_claims(self) -> None:
-        """Decides about documents that moved from one partition to another.
+        """Decides about documents that more than one partition holds.
 
-        A document belongs to the partition in which it was seen last. In other partitions of
-        this run it is left out; its rows in partitions outside this run are removed with the
-        commit of its own partition, and if it was seen later in one of those, it is left out here.
+        Among the files that a run reads, `documents` keeps the latest record of an id. So if both
+        partitions read the same files, the document moved: it belongs to the partition in which it
+        was seen last. If not, the archive may hold it in both, and it belongs to the later period,
+        whichever of them ran last.
+
+        In other partitions of this run it is left out; its rows in partitions outside this run are
+        removed with the commit of its own partition, and if it belongs to one of those, it is left
+        out here.
         """
         database = self.database
         claims = [("document_id", pa.string()), ("partition", pa.string())]
-        database.create("claims", pa.schema([*claims, files.DOCUMENTS.field("read_at")]))
+        seen = [files.DOCUMENTS.field(name) for name in ("file", "read_at")]
+        database.create("claims", pa.schema([*claims, *seen]))
         for partition in self.partitions:
             self._insert_claims(partition)
         elsewhere = pa.schema(claims)
@@ -381,12 +392,14 @@ class IndexUpdate:
                 others=others,
                 mine=list(self.partitions),
             )
+        self._insert_periods()
         database.execute(
             """
             CREATE OR REPLACE TABLE superseded AS
-            SELECT document_id, partition FROM claims
+            SELECT document_id, partition FROM claims LEFT JOIN periods USING (file)
             QUALIFY row_number() OVER (
-                PARTITION BY document_id ORDER BY read_at DESC, partition DESC
+                PARTITION BY document_id
+                ORDER BY period DESC NULLS LAST, read_at DESC, partition DESC
             ) > 1
             """
         )
@@ -394,10 +407,22 @@ class IndexUpdate:
     def _insert_claims(self, partition: str) -> None:
         with self._reading(files.documents_key, partition) as documents:
             self.database.execute(
-                "INSERT INTO claims SELECT id, $partition, read_at FROM read_parquet($path)",
+                "INSERT INTO claims SELECT id, $partition, file, read_at FROM read_parquet($path)",
                 partition=partition,
                 path=str(documents),
             )
+
+    def _insert_periods(self) -> None:
+        """When the period begins to which a file is limited, for those that hold a claimed id."""
+        disputed = self.database.rows(
+            "SELECT DISTINCT file FROM claims QUALIFY count(*) OVER (PARTITION BY document_id) > 1"
+        )
+        periods = [(file, p[0]) for (file,) in disputed if (p := self._period_of(file))]
+        schema = pa.schema([("file", pa.string()), ("period", pa.timestamp("us", "UTC"))])
+        columns = zip(*periods, strict=True) if periods else ([], [])
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+        self.database.create("periods", schema)
+        self.database.insert("periods", pa.table(arrays, schema=schema))
 
     def _check_space(self, vectors: Any, partition: str) -> None:
         found = (pq.read_schema(vectors).metadata or {}).get(b"space", b"").decode()

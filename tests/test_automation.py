@@ -393,6 +393,27 @@ def test_attempts_are_counted_though_a_tick_compares_only_some_partitions(
     assert ticks == [*halves, *halves, [], []]
 
 
+def test_of_an_id_in_files_of_two_periods_the_later_stays_in_the_index(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    automated = Automated(tmp_path, instance, path=str(tmp_path / "archive" / "%Y" / "%m-%d.jsonl"))
+    automated.write("2024/01-01.jsonl", document("a", 1, "older"), document("b", 1))
+    automated.write("2024/01-02.jsonl", document("a", 2, "newer"))
+    newer = {"a": "newer", "b": "first"}
+    for partition in ("2024-01-02", "2024-01-01", "2024-01-02", "2024-01-01"):
+        automated.pipeline.run(partition, instance=instance)
+        assert automated.titles()["a"] == "newer"
+    assert automated.titles() == newer
+    assert automated.requested("source") == []
+    assert automated.requested("reconcile") == []
+    # Without the newer record the older one is missed.
+    automated.write("2024/01-02.jsonl", document("c", 2))
+    assert automated.execute("source") == ["2024-01-02"]
+    assert automated.execute("reconcile") == ["2024-01-01"]
+    assert automated.titles() == {"a": "older", "b": "first", "c": "first"}
+    assert automated.requested("reconcile") == []
+
+
 def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated) -> None:
     automated.write("a.jsonl", document("a", 1))
     job = automated.definitions.resolve_job_def("corpus_update")

@@ -177,6 +177,8 @@ class ReconcileTick:
         self, partitions: Sequence[str], expected: Mapping[str, int], differences: Differences
     ) -> None:
         stored = self._stored(partitions)
+        not_there: dict[str, set[tuple[str, bytes]]] = {}
+        surplus: dict[str, set[tuple[str, bytes]]] = {}
         for partition in partitions:
             held = ingested_digest(self.resources.artifacts, self.collection.name, partition)
             now = expected.get(partition, 0)
@@ -189,15 +191,18 @@ class ReconcileTick:
                 differences.add(partition, "the source holds something else", now, held)
                 continue
             documents, withheld = self._documents(partition)
-            missing = {d for d in documents - rows if d[0] not in withheld}
-            surplus = rows - documents
-            if missing or surplus:
+            not_there[partition] = {d for d in documents - rows if d[0] not in withheld}
+            surplus[partition] = rows - documents
+        last = self._last_partitions({d for some in not_there.values() for d, _ in some})
+        for partition, documents in not_there.items():
+            missing = {d for d in documents if last.get(d[0], "") <= partition}
+            if missing or surplus[partition]:
                 differences.add(
                     partition,
-                    f"{len(missing):,} documents are missing in the index and {len(surplus):,} "
-                    "should not be there",
+                    f"{len(missing):,} documents are missing in the index and "
+                    f"{len(surplus[partition]):,} should not be there",
                     sorted(missing),
-                    sorted(surplus),
+                    sorted(surplus[partition]),
                 )
 
     def _stored(self, partitions: Sequence[str]) -> dict[str, set[tuple[str, bytes]]]:
@@ -219,6 +224,24 @@ class ReconcileTick:
                 if number == 0:
                     found.setdefault(partition, set()).add((document, version))
         return found
+
+    def _last_partitions(self, documents: set[str]) -> dict[str, str]:
+        """The last partition in which the index has each of some documents.
+
+        Several may hold a document if they read different files: the index has that of the last.
+        """
+        last: dict[str, str] = {}
+        if not documents:
+            return last
+        for batch in self.resources.store.scan(
+            self.collection.name, self.resources.embedder.space, ["document_id", "partition"]
+        ):
+            for document, partition in zip(
+                batch["document_id"].to_pylist(), batch["partition"].to_pylist(), strict=True
+            ):
+                if document in documents:
+                    last[document] = max(partition, last.get(document, ""))
+        return last
 
     def _documents(self, partition: str) -> tuple[set[tuple[str, bytes]], set[str]]:
         """Id and version of the ingested documents, and the ids of those that were refused."""
