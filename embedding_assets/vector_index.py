@@ -203,18 +203,17 @@ class IndexUpdate:
                 f"CREATE OR REPLACE TABLE new_rows AS "
                 f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
             )
-            removed = [
-                chunk
-                for (chunk,) in database.rows(
+            removed = dict(
+                database.rows(
                     """
-                    SELECT chunk_id FROM stored
+                    SELECT chunk_id, partition FROM stored
                     WHERE (partition = $partition
                            OR document_id IN (SELECT document_id FROM owned))
                       AND chunk_id NOT IN (SELECT chunk_id FROM wanted)
                     """,
                     partition=partition,
                 )
-            ]
+            )
             database.execute(
                 "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
             )
@@ -315,7 +314,12 @@ class IndexUpdate:
         )
         return missing, surplus, gaps
 
-    def _commit(self, partition: str, removed: list[str], paths: dict[str, Any]) -> None:
+    def _commit(self, partition: str, removed: dict[str, str], paths: dict[str, Any]) -> None:
+        """Args:
+        partition: whose rows are written.
+        removed: the partition of each chunk to remove.
+        paths: files of documents, chunks and vectors.
+        """
         whole = len(removed) > _MAX_REMOVALS_BY_ID
         schema = row_schema(self.space)
         rows: Iterable[pa.RecordBatch] = ()
@@ -335,21 +339,14 @@ class IndexUpdate:
         reader = pa.RecordBatchReader.from_batches(
             schema, (_as_rows(batch, schema, self.space.dimension) for batch in rows)
         )
-        if not whole:
-            self.store.replace(self.collection, self.space, reader, remove_chunk_ids=removed)
-            return
-        mine = {
-            chunk
-            for (chunk,) in self.database.rows(
-                "SELECT chunk_id FROM stored WHERE partition = $partition", partition=partition
-            )
-        }
         self.store.replace(
             self.collection,
             self.space,
             reader,
-            remove_chunk_ids=[chunk for chunk in removed if chunk not in mine],
-            remove_rest_of_partition=partition,
+            remove_chunk_ids=[c for c, of in removed.items() if not whole or of != partition],
+            # Not where another run has put a document that moved, in the meantime.
+            remove_from_partitions=sorted({*removed.values()}),
+            remove_rest_of_partition=partition if whole else None,
         )
 
     def _find_claims(self) -> None:

@@ -111,6 +111,7 @@ class LanceDBVectorStore(VectorStore):
         rows: pa.RecordBatchReader,
         *,
         remove_chunk_ids: Sequence[str] = (),
+        remove_from_partitions: Sequence[str] | None = None,
         remove_rest_of_partition: str | None = None,
     ) -> None:
         table = self._open(collection, space)
@@ -119,7 +120,10 @@ class LanceDBVectorStore(VectorStore):
             table = self._open(collection, space)
         conditions = []
         if len(remove_chunk_ids):
-            conditions.append(f"chunk_id IN ({_literals(remove_chunk_ids)})")
+            named = f"chunk_id IN ({_literals(remove_chunk_ids)})"
+            if remove_from_partitions is not None:
+                named = f"({named} AND partition IN ({_literals(remove_from_partitions)}))"
+            conditions.append(named)
         if remove_rest_of_partition is not None:
             conditions.append(f"partition = {_literals([remove_rest_of_partition])}")
         merge = table.merge_insert("chunk_id").when_matched_update_all()

@@ -94,6 +94,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
         rows: pa.RecordBatchReader,
         *,
         remove_chunk_ids: Sequence[str] = (),
+        remove_from_partitions: Sequence[str] | None = None,
         remove_rest_of_partition: str | None = None,
     ) -> None:
         """Writes rows (of `row_schema`) by chunk id and removes others, in one commit.
@@ -103,6 +104,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
             space: the embedding space.
             rows: rows to insert, or to put in the place of those with the same chunk id.
             remove_chunk_ids: rows to remove; at most some thousands.
+            remove_from_partitions: only as long as they are in one of these; None: in any.
             remove_rest_of_partition: remove every row of this partition that is not in `rows`.
         """
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from embedding_assets.deduplication import Splitter
 from embedding_assets.settings import ChunkingSettings
+from embedding_assets.vector_index import IndexUpdate
 from resources.content_identity import content_hash
 from resources.embedder import EmbeddingBatch, EmbeddingError, Role
 from resources.embedding_cache import CONTENT_HASH_TYPE
@@ -281,6 +282,27 @@ def test_a_document_that_moves_to_another_partition_leaves_no_trace_in_the_old_o
     result = pipeline.run(old, assets=["vector_index"])
     assert all(checks(result).values())
     assert pipeline.rows() == expected.rows()
+
+
+def test_a_run_does_not_remove_what_another_has_put_elsewhere_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staying = [_dated("s3", "2023-02-02"), _dated("s4", "2024-02-02")]
+    pipeline = _pipeline(tmp_path, [*staying, _dated("m", "2023-06-01")], YEARS)
+    pipeline.run()
+    write_jsonl(tmp_path / "source" / "a.jsonl", [*staying, _dated("m", "2024-06-01")])
+    pipeline.run(assets=["documents", "deduplicated_chunks", "embeddings"])
+    commit = IndexUpdate._commit
+
+    def late_commit(*given: Any) -> None:
+        monkeypatch.undo()
+        pipeline.run("2024", assets=["vector_index"])
+        commit(*given)
+
+    monkeypatch.setattr(IndexUpdate, "_commit", late_commit)
+    pipeline.run("2023", assets=["vector_index"])
+    partitions = {row["document_id"]: row["partition"] for row in pipeline.rows()}
+    assert partitions == {"s3": "2023", "s4": "2024", "m": "2024"}
 
 
 def test_a_moved_document_that_cannot_be_embedded_is_in_neither_partition(tmp_path: Path) -> None:
