@@ -111,6 +111,7 @@ class IndexUpdate:
         self.space = spaces[place]
         self.store = store
         self.database = database
+        self._spaces = spaces
         self._place = place
         self._period_of = period_of
         self._vectors_keys = (files.vectors_key, files.fallback_vectors_key)[: len(spaces)]
@@ -369,10 +370,11 @@ class IndexUpdate:
             self._insert_claims(partition)
         elsewhere = pa.schema(claims)
         database.create("elsewhere", elsewhere)
-        for batch in self.store.scan(
-            self.collection, self.space, elsewhere.names, not_partitions=self.partitions
-        ):
-            database.insert("elsewhere", pa.Table.from_batches([batch]))
+        for space in self._spaces:  # a document may have moved out of another space's table
+            for batch in self.store.scan(
+                self.collection, space, elsewhere.names, not_partitions=self.partitions
+            ):
+                database.insert("elsewhere", pa.Table.from_batches([batch]))
         others = database.rows(
             "SELECT DISTINCT e.partition FROM elsewhere e SEMI JOIN claims c USING (document_id)"
         )

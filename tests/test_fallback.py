@@ -188,6 +188,27 @@ def test_while_documents_are_in_two_spaces_search_asks_both_and_fuses_the_ranks(
     assert {hit.partition for hit in hits[:2]} == {"2021", "2022"}
 
 
+def test_a_document_that_moved_out_of_the_fallback_is_not_brought_back_by_its_old_partition(
+    tmp_path,
+):
+    switch = tmp_path / "works again"
+    primary = Faulty(fails_at="of 2022", switch=str(switch))
+    fallback = CountingEmbedder(model="other", dimension=16)
+    settings = {"fallback": {"model": "other"}}
+    pipeline = make(tmp_path, primary, fallback=fallback, settings=settings)
+    pipeline.run("2021", "2023")
+    records = documents()
+    (moving,) = (record for record in records if record["id"] == "2022-1")
+    moving["created"] = "2023-06-09"
+    write_jsonl(tmp_path / "source.jsonl", records)
+    switch.touch()
+    pipeline.run("2023")
+    before = content(pipeline.rows()), content(pipeline.rows(fallback))
+    pipeline.run("2022", assets=["vector_index"])
+    assert_spaces_are_apart(pipeline)
+    assert (content(pipeline.rows()), content(pipeline.rows(fallback))) == before
+
+
 def test_ranks_are_fused_by_reciprocal_rank():
     assert fuse_rankings([["a", "b", "c"], ["b", "d"]]) == ["b", "a", "d", "c"]
     assert fuse_rankings([["a", "b"]]) == ["a", "b"]
