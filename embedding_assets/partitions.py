@@ -33,15 +33,30 @@ def partitions_definition(settings: PartitionSettings) -> dg.PartitionsDefinitio
 
 def partition_of(settings: PartitionSettings) -> Callable[[Document], str]:
     """Returns the function from a document to its partition key."""
+    home = home_of(settings)
+
+    def of_document(document: Document) -> str:
+        partition = home(document.id, document.timestamp)
+        if partition is None:
+            raise ValueError("a source with a timestamp field yields only documents with a time")
+        return partition
+
+    return of_document
+
+
+def home_of(settings: PartitionSettings) -> Callable[[str, datetime | None], str | None]:
+    """Returns the function from a document's id and time to its partition key.
+
+    Its answer is None where documents are partitioned by time and this one has none.
+    """
     if settings.by == "bucket":
-        return lambda document: _bucket(_id_hash(document.id) % settings.count, settings)
+        return lambda document_id, _: _bucket(_id_hash(document_id) % settings.count, settings)
     form, by = _FORMATS[settings.by], settings.by
 
-    def by_time(document: Document) -> str:
-        if document.timestamp is None:
-            raise ValueError("a source with a timestamp field yields only documents with a time")
-        day = document.timestamp.astimezone(timezone.utc).date()
-        return _period_start(day, by).strftime(form)
+    def by_time(_: str, timestamp: datetime | None) -> str | None:
+        if timestamp is None:
+            return None
+        return _period_start(timestamp.astimezone(timezone.utc).date(), by).strftime(form)
 
     return by_time
 

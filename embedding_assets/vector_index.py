@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from embedding_assets import artifacts as files
 from embedding_assets.checks import IndexChecks
 from embedding_assets.collection import Collection
+from embedding_assets.partitions import home_of
 from embedding_assets.range_run import Progress, RangeRun
 from embedding_assets.scratch import Scratch, scratch
 from resources.artifact_store import ArtifactStore
@@ -50,6 +52,8 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
                     resources.store,
                     stack.enter_context(scratch()),
                     resources.source.period_of,
+                    collection.partitions.get_partition_keys(),
+                    home_of(collection.settings.partitions),
                 )
                 for place in range(len(spaces))
             ]
@@ -97,6 +101,8 @@ class IndexUpdate:
         store: VectorStore,
         database: Scratch,
         period_of: Callable[[str], Period | None],
+        all_partitions: Iterable[str],
+        home_of: Callable[[str, datetime | None], str | None],
     ) -> None:
         """Args:
         collection: the collection's name.
@@ -106,6 +112,8 @@ class IndexUpdate:
         store: the vector store.
         database: where differences are found; for this object alone.
         period_of: the only period whose runs read a file; None: every run reads it.
+        all_partitions: every partition key of the collection.
+        home_of: the partition to which id and time of a document belong; None: nobody knows.
         """
         self.collection = collection
         self.space = spaces[place]
@@ -114,6 +122,8 @@ class IndexUpdate:
         self._spaces = spaces
         self._place = place
         self._period_of = period_of
+        self._all_partitions = set(all_partitions)
+        self._home_of = home_of
         self._vectors_keys = (files.vectors_key, files.fallback_vectors_key)[: len(spaces)]
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
@@ -209,7 +219,8 @@ class IndexUpdate:
                     """
                     SELECT chunk_id, partition FROM stored
                     WHERE (partition = $partition
-                           OR document_id IN (SELECT document_id FROM owned))
+                           OR document_id IN (SELECT document_id FROM owned)
+                           OR chunk_id IN (SELECT chunk_id FROM strays WHERE home = $partition))
                       AND chunk_id NOT IN (SELECT chunk_id FROM wanted)
                     """,
                     partition=partition,
@@ -229,7 +240,8 @@ class IndexUpdate:
             # a document moved away from.
             database.execute(
                 "DELETE FROM stored WHERE partition = $partition "
-                "OR document_id IN (SELECT document_id FROM owned)",
+                "OR document_id IN (SELECT document_id FROM owned) "
+                "OR chunk_id IN (SELECT chunk_id FROM strays WHERE home = $partition)",
                 partition=partition,
             )
         return {
@@ -391,6 +403,7 @@ class IndexUpdate:
                 others=others,
                 mine=list(self.partitions),
             )
+        self._insert_strays()
         self._insert_periods()
         database.execute(
             """
@@ -410,6 +423,38 @@ class IndexUpdate:
                 partition=partition,
                 path=str(documents),
             )
+
+    def _insert_strays(self) -> None:
+        """Finds rows under partitions that the collection had before its settings changed.
+
+        Each goes, or moves, with the partition to which its document would belong now; so the index
+        is never without what the new partitions have not brought yet. If that is no partition at
+        all, it goes with the first one that runs.
+        """
+        strays = pa.schema([("chunk_id", pa.string()), ("home", pa.string())])
+        self.database.create("strays", strays)
+        found = self.database.rows("SELECT DISTINCT partition FROM elsewhere")
+        gone = [p for (p,) in found if p not in self._all_partitions]
+        if not gone or not self.partitions:
+            return
+        identity, run = _stored_schema(self.space), set(self.partitions)
+        for batch in self.store.scan(
+            self.collection, self.space, [*identity.names, "timestamp"], partitions=gone
+        ):
+            homes = [
+                self.partitions[0] if home and home not in self._all_partitions else home
+                for home in map(
+                    self._home_of,
+                    batch["document_id"].to_pylist(),
+                    batch["timestamp"].to_pylist(),
+                )
+            ]
+            rows = pa.Table.from_batches([batch]).append_column(
+                "home", pa.array(homes, pa.string())
+            )
+            rows = rows.filter(pa.array([home in run for home in homes]))
+            self.database.insert("stored", rows.select(identity.names))
+            self.database.insert("strays", rows.select(strays.names))
 
     def _insert_periods(self) -> None:
         """When the period begins to which a file is limited, for those that hold a claimed id."""

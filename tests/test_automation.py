@@ -426,15 +426,45 @@ def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated) -
         assert automated.requested("reconcile") == ["2024-01-01"]
 
 
-def test_rows_under_partitions_of_an_older_scheme_are_reported(
+def test_rows_under_partitions_of_an_older_scheme_move_or_go(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     yearly = Automated(tmp_path, instance, partitions={"by": "year", "start": "2024-01-01"})
-    yearly.write("a.jsonl", document("a", 1), document("b", 2))
+    deleted = document("deleted", 3), document("deleted too", 20)
+    yearly.write("a.jsonl", document("a", 1), document("b", 2), *deleted)
     yearly.execute("source")
+    yearly.write("a.jsonl", document("a", 1), document("b", 2))
     daily = Automated(tmp_path, instance)
-    assert daily.execute("reconcile") == ["2024-01-01...2024-01-02"]
-    assert {row["partition"] for row in daily.pipeline.rows()} == {"2024-01-01", "2024-01-02"}
+    daily.pipeline.run("2024-01-01", "2024-01-03", instance=instance)
+    places = {row["document_id"]: row["partition"] for row in daily.pipeline.rows()}
+    assert places == {"a": "2024-01-01", "b": "2024-01-02", "deleted too": "2024"}
+    assert daily.execute("reconcile") == ["2024-01-20"]
+    assert daily.titles() == {"a": "first", "b": "first"}
+    assert daily.requested("reconcile") == []
+
+
+def test_rows_from_before_a_later_start_go(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    automated = Automated(tmp_path, instance)
+    automated.write("a.jsonl", document("a", 1), document("b", 2))
+    automated.execute("source")
+    later = Automated(tmp_path, instance, partitions={"by": "day", "start": "2024-01-02"})
+    (last,) = later.execute("reconcile")
+    assert later.titles() == {"b": "first"}
+    assert last > "2024-01-02"  # any run removes what belongs to no partition
+    assert [row["document_id"] for row in later.pipeline.quarantine()] == ["a"]
+    assert later.requested("reconcile") == []
+
+
+def test_until_the_new_partitions_have_run_the_rows_of_the_old_scheme_stay(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    yearly = Automated(tmp_path, instance, partitions={"by": "year", "start": "2024-01-01"})
+    yearly.write("a.jsonl", document("a", 1), document("b", 2), document("c", 2, month=2))
+    yearly.execute("source")
+    monthly = Automated(tmp_path, instance, partitions={"by": "month", "start": "2024-01-01"})
+    monthly.pipeline.run("2024-02", instance=instance)
+    places = {row["document_id"]: row["partition"] for row in monthly.pipeline.rows()}
+    assert places == {"a": "2024", "b": "2024", "c": "2024-02"}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from embedding_assets.automation.inventory import (
 )
 from embedding_assets.automation.requests import AssetJob, partition_runs
 from embedding_assets.collection import Collection, CollectionResources
+from embedding_assets.partitions import home_of
 
 _PARTITIONS_PER_SCAN = 200
 _UNFINISHED = [
@@ -113,6 +114,7 @@ class ReconcileTick:
             if time.monotonic() > deadline:
                 break
         finished = compared >= len(known)
+        homeless = self._compare_strays(known, differences) if begin == 0 else 0
 
         cursor.generation += 1
         cursor.position = "" if finished else known[compared - 1]
@@ -146,11 +148,10 @@ class ReconcileTick:
                 f"{hopeless[0]} ({differences.reasons[hopeless[0]]}); look at the checks of "
                 f"{self.collection.name}/vector_index"
             )
-        if begin == 0 and (strangers := self._rows_of_unknown_partitions(known)):
+        if homeless:
             summary.append(
-                f"{sum(strangers.values()):,} documents are in the index under partitions that no "
-                f"longer exist ({', '.join(islice(strangers, 3))}): those still in the source move "
-                "when their new partition runs"
+                f"{homeless:,} documents without a time are in the index under partitions that no "
+                "longer exist: those still in the source move when their new partition runs"
             )
         return dg.SensorResult(
             run_requests=requests or None,
@@ -256,20 +257,44 @@ class ReconcileTick:
             refused = pq.read_table(path, columns=["document_id"])["document_id"].to_pylist()
         return documents, set(refused)
 
-    def _rows_of_unknown_partitions(self, known: Sequence[str]) -> dict[str, int]:
-        counts: dict[str, int] = {}
+    def _compare_strays(self, known: Sequence[str], differences: Differences) -> int:
+        """Adds partitions whose runs remove rows of partitions that the collection had before.
+
+        Returns:
+            The number of documents of which nobody knows the partition.
+        """
+        home = home_of(self.collection.settings.partitions)
+        homes = set(known)
+        strays: dict[str, list[str]] = {}
+        homeless = 0
         for batch in self.resources.store.scan(
             self.collection.name,
             self.resources.embedder.space,
-            ["partition", "chunk_number"],
+            ["document_id", "timestamp", "chunk_number"],
             not_partitions=known,
         ):
-            for partition, number in zip(
-                batch["partition"].to_pylist(), batch["chunk_number"].to_pylist(), strict=True
+            for document, timestamp, number in zip(
+                batch["document_id"].to_pylist(),
+                batch["timestamp"].to_pylist(),
+                batch["chunk_number"].to_pylist(),
+                strict=True,
             ):
                 if number == 0:
-                    counts[partition] = counts.get(partition, 0) + 1
-        return counts
+                    partition = home(document, timestamp)
+                    if partition is None:
+                        homeless += 1
+                    elif known:
+                        partition = partition if partition in homes else known[-1]
+                        strays.setdefault(partition, []).append(document)
+        for partition, documents in strays.items():
+            if partition not in differences.reasons:
+                differences.add(
+                    partition,
+                    f"{len(documents):,} documents are in the index under partitions that no "
+                    "longer exist",
+                    sorted(documents),
+                )
+        return homeless
 
     @staticmethod
     def _attempt(cursor: Cursor, differences: Differences, partition: str) -> int:
