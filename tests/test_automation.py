@@ -277,6 +277,19 @@ def test_a_file_of_which_every_record_is_refused_reaches_the_quarantine(
     assert automated.pipeline.quarantine() == []
 
 
+def test_a_file_of_which_every_document_is_of_no_partition_reaches_the_quarantine(
+    automated: Automated,
+) -> None:
+    automated.write("a.jsonl", document("a", 1))
+    automated.execute("source")
+    automated.write("old.jsonl", {**document("x", 1), "created": "1999-01-01"})
+    assert len(automated.execute("source")) == 1
+    assert [row["reason"] for row in automated.pipeline.quarantine()] == ["outside_partitions"]
+    (automated.archive / "old.jsonl").unlink()
+    automated.execute("source")
+    assert automated.pipeline.quarantine() == []
+
+
 def test_when_a_document_goes_its_refused_duplicate_takes_its_place(automated: Automated) -> None:
     automated.write("old.jsonl", document("a", 1, "older"))
     automated.write("new.jsonl", document("a", 9, "newer"))

@@ -147,7 +147,12 @@ class SourceTick:
         touched |= self._losers_to(changes.changed + changes.deleted)
         if EVERY_PARTITION in changes.partitions:
             touched |= set(known_partitions)
-        if UNPLACED in changes.partitions and not touched and known_partitions:
+        # What is of no partition, because of its time, is refused by any run that reads its file.
+        refused = UNPLACED in changes.partitions or (
+            not placed <= set(known_partitions)
+            and any(self.source.period_of(file) is None for file in changes.files)
+        )
+        if refused and not touched and known_partitions:
             touched.add(self._reader_of(changes, known_partitions))
         return touched
 
