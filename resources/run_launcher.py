@@ -24,8 +24,10 @@ class WatchedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "its process is not known yet")
         process, seen = found
         try:
-            # A process that began later than the event has only got the same number.
-            alive = psutil.Process(process).create_time() <= seen
+            there = psutil.Process(process)
+            # A process that began later than the event has only got the same number; a dead one
+            # keeps it until somebody asks what became of it, which in a container may be never.
+            alive = there.create_time() <= seen and there.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             alive = False
         if alive:
