@@ -26,8 +26,10 @@ from embedding_assets.terminal import (
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
+    from embedding_assets.collection import CollectionResources
     from embedding_assets.plan import Plan
     from embedding_assets.settings import CollectionSettings
+    from resources.embedding_space import EmbeddingSpace
 
 app = typer.Typer(
     help="Plan runs of this project's collections, search and evaluate them. "
@@ -53,23 +55,49 @@ def main() -> None:
 
 @app.command()
 def collections(as_json: AsJson = False) -> None:
-    """List the collections, and what their indexes hold."""
+    """List the collections and their indexes, those of models no longer configured too."""
     from embedding_assets.component import load_collections
 
     with errors_for_people():
         rows = []
         for name, loaded in load_collections().items():
-            space = loaded.resources.embedder.space
-            rows.append(
-                {
-                    "collection": name,
-                    "source": loaded.settings.source.path,
-                    "model": space.model,
-                    "embedding_space": space.id,
-                    "chunks": loaded.resources.store.count(name, space),
-                }
-            )
+            uses = _uses_of_spaces(loaded.resources)
+            store = loaded.resources.store
+            for space in {*uses, *store.spaces(name)}:
+                rows.append(
+                    {
+                        "collection": name,
+                        "source": loaded.settings.source.path,
+                        "model": space.model,
+                        "embedding_space": space.id,
+                        "chunks": store.count(name, space),
+                        "use": uses.get(space, "none"),
+                    }
+                )
+    rows.sort(key=lambda row: (row["collection"], row["use"], row["embedding_space"]))
     print_rows(rows, as_json, "Collections")
+
+
+@app.command()
+def drop_index(
+    collection: Annotated[str, typer.Argument(help="The collection.")],
+    space: Annotated[str, typer.Argument(help="The embedding space's id, as in `collections`.")],
+) -> None:
+    """Remove the index of a model that the collection no longer uses; the cache stays."""
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        store = loaded.resources.store
+        found = next((there for there in store.spaces(name) if there.id == space), None)
+        if found is None:
+            raise LookupError(
+                f"'{name}' has no index for the embedding space '{space}'; "
+                "`embedding-assets collections` lists those that are there."
+            )
+        if found in _uses_of_spaces(loaded.resources):
+            raise ValueError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
+        chunks = store.count(name, found)
+        store.drop_table(name, found)
+    console.print(f"Removed {chunks:,} chunks of {plain(found.model)} from '{name}'.")
 
 
 @app.command()
@@ -265,6 +293,12 @@ def _dagster_instance() -> "Iterator[DagsterInstance | None]":
 
     with DagsterInstance.get() as instance:
         yield instance
+
+
+def _uses_of_spaces(resources: "CollectionResources") -> "dict[EmbeddingSpace, str]":
+    """What each space that a collection's settings name is for."""
+    uses = ("search", "fallback")
+    return {e.space: use for e, use in zip(resources.embedders, uses, strict=False)}
 
 
 def _collection(name: str | None) -> tuple[str, Any]:

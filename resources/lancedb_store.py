@@ -2,6 +2,7 @@
 
 import contextvars
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property, wraps
@@ -16,6 +17,7 @@ from resources.vector_store import SearchHit, VectorStore, row_schema
 
 # Without this declaration two processes that upsert the same new keys both insert them.
 _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
+_SPACE_METADATA = b"embedding_space"
 # Every commit adds a fragment; merging them on each commit would cost more than it gains.
 _SMALL_FRAGMENTS = 100
 _VECTOR_INDEX = "vector_idx"
@@ -70,7 +72,7 @@ class LanceDBVectorStore(VectorStore):
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:
         schema = row_schema(space)
         key = schema.field("chunk_id").with_metadata(_KEY_METADATA)
-        schema = schema.set(0, key).with_metadata({"embedding_space": space.to_json()})
+        schema = schema.set(0, key).with_metadata({_SPACE_METADATA: space.to_json()})
         self._database.create_table(_table_name(collection, space), schema=schema, exist_ok=True)
 
     def scan(
@@ -182,6 +184,26 @@ class LanceDBVectorStore(VectorStore):
     def count(self, collection: str, space: EmbeddingSpace) -> int:
         table = self._open(collection, space)
         return 0 if table is None else table.count_rows()
+
+    @_in_empty_context
+    def spaces(self, collection: str) -> list[EmbeddingSpace]:
+        names: list[str] = []
+        page = self._database.list_tables()
+        while page.page_token:
+            names += page.tables
+            page = self._database.list_tables(page_token=page.page_token)
+        of_collection = re.compile(re.escape(collection) + "__[0-9a-f]{16}")
+        return [
+            EmbeddingSpace.from_json(
+                self._database.open_table(name).schema.metadata[_SPACE_METADATA].decode()
+            )
+            for name in sorted([*names, *page.tables])
+            if of_collection.fullmatch(name)
+        ]
+
+    @_in_empty_context
+    def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
+        self._database.drop_table(_table_name(collection, space), ignore_missing=True)
 
     @cached_property
     def _database(self) -> Any:

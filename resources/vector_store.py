@@ -138,3 +138,11 @@ class VectorStore(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def count(self, collection: str, space: EmbeddingSpace) -> int: ...
+
+    @abstractmethod
+    def spaces(self, collection: str) -> list[EmbeddingSpace]:
+        """The spaces for which the collection has a table, sorted by id."""
+
+    @abstractmethod
+    def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
+        """Removes the table with all its rows; one that is not there is no error."""

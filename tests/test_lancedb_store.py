@@ -313,6 +313,20 @@ def test_two_spaces_and_two_collections_are_separate_tables(store):
 # --- maintain
 
 
+def test_the_spaces_of_a_collection_are_listed_and_their_tables_can_be_removed(store):
+    assert store.spaces(NAME) == []
+    others = [dataclasses.replace(SPACE, model=f"model {number}") for number in range(12)]
+    for space in others:
+        store.create_table(NAME, space)
+    store.create_table(f"{NAME}__{SPACE.id}", SPACE)
+    store.create_table(f"{NAME}_2", SPACE)
+    assert store.spaces(NAME) == sorted(others, key=lambda space: space.id)
+    for space in others[1:]:
+        store.drop_table(NAME, space)
+        store.drop_table(NAME, space)
+    assert store.spaces(NAME) == others[:1]
+
+
 def test_maintain_never_changes_rows(store, monkeypatch):
     for first in range(0, 120, 10):
         store.replace(NAME, SPACE, reader(batch(ids(*range(first, first + 10)), f"p{first}")))
