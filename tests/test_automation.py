@@ -204,6 +204,15 @@ def test_a_touched_file_with_the_same_documents_requests_nothing(automated: Auto
     assert automated.requested("source") == []
 
 
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_noticed(automated: Automated) -> None:
+    path = automated.write("a.jsonl", document("a", 1))
+    os.utime(path, (0, 0))
+    automated.execute("source")
+    automated.write("a.jsonl", document("a", 1, "other"))
+    os.utime(path, (0, 0))
+    assert automated.requested("source") == ["2024-01-01"]
+
+
 def test_of_many_files_one_change_is_one_request(automated: Automated) -> None:
     for number in range(300):
         automated.write(f"{number}.jsonl", document(str(number), 1 + number % 28))

@@ -32,7 +32,7 @@ class SourceFile:
         location: what the file system opens.
         size: bytes, as stored; None if the storage does not say.
         modified: aware; None if the storage does not say.
-        etag: the storage's own version mark, if it has one.
+        etag: the storage's own mark that differs after every write, if it has one.
         problem: why it cannot be read although it is there, such as a named pipe.
     """
 
@@ -266,6 +266,9 @@ def _source_file(
         # fsspec tells the size of the file, but the time of the link.
         info = {**info, "mtime": Path(location).stat().st_mtime}
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
+    if etag is None and "ino" in info:
+        # Of a local file its ctime, which nobody can set: archivers and rsync restore the mtime.
+        etag = info.get("created")
     return SourceFile(
         path=name.encode("utf-8", "backslashreplace").decode(),
         location=location,
