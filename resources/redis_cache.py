@@ -180,7 +180,8 @@ class RedisEmbeddingCache(EmbeddingCache):
 
     def _set(self, key: bytes, entry: memoryview, *options: str) -> tuple[Any, ...]:
         expiry = () if self.ttl_seconds is None else ("EX", self.ttl_seconds)
-        return ("SET", key, entry, *options, *expiry)
+        # Bytes: redis-py sends a memoryview by itself, and that costs a system call for each.
+        return ("SET", key, bytes(entry), *options, *expiry)
 
     def faults(self) -> dict[str, int]:
         return self._server.counts()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ from resources.redis_cache import RedisEmbeddingCache
 from tests.fakes import fake_vector
 from tests.pipeline import Pipeline, numbers, write_jsonl
 from tests.redis_server import RedisServer, running_redis
+from tests.tls_proxy import make_certificate, tls_proxy
 
 SPACE = EmbeddingSpace("fake", "a", "", 16, 256, True)
 SAME_DIMENSION = dataclasses.replace(SPACE, model="b")
@@ -611,3 +613,33 @@ def test_a_fully_cached_run_embeds_nothing(tmp_path, server):
     cache = RedisEmbeddingCache(url=server.url, timeout=PATIENT)
     ((hits, misses),) = [(s.hits, s.misses) for s in cache.statistics()]
     assert (hits, misses) == (20, 20)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_a_server_behind_tls_is_used_if_its_certificate_is_trusted(
+    server: RedisServer, tmp_path: Path, logged: list[str]
+) -> None:
+    certificate, private_key = make_certificate(tmp_path)
+    with tls_proxy(server.port, certificate, private_key) as port:
+        url = f"rediss://127.0.0.1:{port}/0"
+        trusting = RedisEmbeddingCache(url=f"{url}?ssl_ca_certs={certificate}", timeout=PATIENT)
+        trusting.put(SPACE, hashes(*range(5)), vectors(*range(5)))
+        assert found(trusting, 5) == 5
+        assert server.client().exists(key(3))
+        assert not logged
+        assert found(RedisEmbeddingCache(url=url, timeout=PATIENT), 5) == 0, "a foreign certificate"
+        assert len(logged) == 1
+
+
+def test_keys_are_asked_for_and_written_by_the_thousand(
+    cache: RedisEmbeddingCache, server: RedisServer
+) -> None:
+    server.client().config_resetstat()
+    numbers = range(10_000)
+    cache.put(SPACE, hashes(*numbers), vectors(*numbers))
+    assert found(cache, 10_000) == 10_000
+    statistics: Any = server.client().info("commandstats")
+    assert statistics["cmdstat_mget"]["calls"] <= 4
+    statistics = server.client().info("stats")
+    # A connection reads what comes together: a round trip for each key would be 10,000.
+    assert statistics["total_reads_processed"] < 2_000
