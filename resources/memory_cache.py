@@ -98,7 +98,7 @@ class MemoryEmbeddingCache(EmbeddingCache):
         self.behind.save_lookups()
 
     def _save_lookups(self, counted: Sequence[Lookups]) -> None:
-        raise NotImplementedError("the cache behind counts")
+        self.behind._save_lookups(counted)
 
     @property
     def _memory(self) -> "_Memory":
