@@ -1,5 +1,6 @@
 """The embedding cache in one DuckDB file: no server, safe for several processes in turn."""
 
+import atexit
 import glob
 import os
 import random
@@ -10,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import dagster as dg
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 from pydantic import Field
 
@@ -49,13 +51,17 @@ _THREADS = min(4, os.cpu_count() or 1)
 _ROWS_PER_VECTOR = 2_048  # what each of DuckDB's threads holds at a time, several times over
 # A checkpoint rewrites row groups that are not full, and by default every closing is one. Small
 # groups, and a checkpoint only where the log has grown, write each vector about twice; with the
-# defaults a run of small puts wrote each eight times.
-_ROW_GROUP = 8_192
+# defaults a run of small puts wrote each eight times. But to open the file takes time for each
+# group, so groups of short vectors have more rows, up to DuckDB's own default.
+_BYTES_PER_ROW_GROUP = 12 << 20
+_ROWS_PER_ROW_GROUP = (2_048, 122_880)  # at least and at most; only multiples of the first
+_USUAL_DIMENSION = 384
 _LOG_BEFORE_CHECKPOINT = "16MB"
 # What is read at a time must fit into the memory limit, however long the vectors are.
 _ROWS_PER_BATCH = 16_384
 _BYTES_PER_BATCH = 8 << 20
 _HASHES_PER_SLICE = 262_144
+_NOTHING_HELD = pa.table({"number": pa.array([], pa.int64()), "row_id": pa.array([], pa.int64())})
 _SIGNS_OF_DAMAGE = (
     "corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "replaying wal",
 )  # fmt: skip
@@ -79,21 +85,21 @@ class DuckDBEmbeddingCache(EmbeddingCache):
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:
         found = np.zeros(len(content_hashes), dtype=bool)
         if len(content_hashes):
-            rows, _ = self._act(lambda database: _held(database, space, content_hashes))
-            found[rows] = True
+            held = self._act(lambda database: _held(database, space, content_hashes), space)
+            found[held["number"]] = True
         return found
 
     def get(self, space: EmbeddingSpace, content_hashes: pa.Array) -> CachedVectors:
         if not len(content_hashes):
             return no_vectors(space, 0)
-        answer = self._act(lambda database: _get(database, space, content_hashes))
+        answer = self._act(lambda database: _get(database, space, content_hashes), space)
         self.count_lookup(space, answer.found)
         return answer
 
     def put(self, space: EmbeddingSpace, content_hashes: pa.Array, vectors: np.ndarray) -> None:
         check_shape(space, content_hashes, vectors)
         if len(content_hashes):
-            self._act(lambda database: _put(database, space, content_hashes, vectors))
+            self._act(lambda database: _put(database, space, content_hashes, vectors), space)
 
     def statistics(self) -> list[SpaceStatistics]:
         self.save_lookups()
@@ -145,7 +151,9 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             ):
                 for start in range(0, len(listed), _ROWS_PER_BATCH):
                     page = listed.slice(start, _ROWS_PER_BATCH)
-                    answer = self._act(lambda database, page=page: _get(database, space, page))
+                    answer = self._act(
+                        lambda database, page=page: _get(database, space, page), space
+                    )
                     if answer.found.any():
                         yield page.filter(pa.array(answer.found)), answer.vectors[answer.found]
 
@@ -160,8 +168,18 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             self._act(lambda database: _compact(database, Path(self.path)))
         return removed
 
-    def _act(self, action: Callable[[duckdb.DuckDBPyConnection], _Result]) -> _Result:
-        """Opens the file, acts and closes; if the file is damaged, does so with a new one."""
+    def _act(
+        self,
+        action: Callable[[duckdb.DuckDBPyConnection], _Result],
+        space: EmbeddingSpace | None = None,
+    ) -> _Result:
+        """Opens the file, acts and closes; if the file is damaged, does so with a new one.
+
+        Args:
+            action: what to do.
+            space: where it may write or let the log be written; None: nowhere, or everywhere.
+        """
+        dimension = space.dimension if space else 0
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + self.lock_timeout
@@ -172,31 +190,39 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         with lock:
             _remove_leftovers(path)
             try:
-                with self._open(path, deadline) as database:
+                with self._open(path, dimension, deadline) as database:
                     return action(database)
             except duckdb.Error as error:
                 if not _says_damaged(error):
                     raise  # permissions, a full disk: renaming the file would not help
                 _set_aside(path, error)
-            with self._open(path, deadline) as database:
+            with self._open(path, dimension, deadline) as database:
                 return action(database)
 
     @contextmanager
-    def _open(self, path: Path, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _open(
+        self, path: Path, dimension: int, deadline: float
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        engine = _Engine.for_file(path)
         database = None
-        while database is None:
-            try:
-                database = _connected(path)
-            except duckdb.IOException as error:
-                if "could not set lock" not in str(error).lower():
-                    raise
-                if time.monotonic() > deadline:
-                    raise self._locked(str(error)) from error
-                time.sleep(random.uniform(0.01, 0.1))
         try:
+            while database is None:
+                try:
+                    database = engine.open(dimension)
+                except duckdb.IOException as error:
+                    if "could not set lock" not in str(error).lower():
+                        raise
+                    if time.monotonic() > deadline:
+                        raise self._locked(str(error)) from error
+                    time.sleep(random.uniform(0.01, 0.1))
             yield database
-        finally:
             database.close()
+            engine.close_file()
+        except BaseException:
+            if database is not None:
+                database.close()
+            engine.close()
+            raise
 
     def _locked(self, reason: str) -> CacheLockedError:
         return CacheLockedError(
@@ -206,28 +232,71 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         )
 
 
-def _connected(path: Path) -> duckdb.DuckDBPyConnection:
-    database = duckdb.connect(
-        config={
-            "python_enable_replacements": "false",
-            "memory_limit": f"{_MEMORY_MB_TO_OPEN}MB",
-            "threads": str(_THREADS),
-            "temp_directory": f"{path}.tmp",
-        }
-    )
-    try:
-        _attach(database, path, "cache")
+class _Engine:
+    """DuckDB without a file: to start it takes as long as to look up ten thousand keys.
+
+    So the last one stays, idle and with no file open, for the next use of the same file. Whoever
+    has a file open holds its lock file.
+    """
+
+    _idle: ClassVar[list["_Engine"]] = []  # at most one; list operations are atomic
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._duckdb = duckdb.connect(
+            config={
+                "python_enable_replacements": "false",
+                "threads": str(_THREADS),
+                "temp_directory": f"{path}.tmp",
+                # Vectors do not compress; trying costs half of the append speed.
+                "force_compression": "uncompressed",
+                "checkpoint_threshold": _LOG_BEFORE_CHECKPOINT,
+            }
+        )
+        self._duckdb.execute("PRAGMA disable_checkpoint_on_shutdown")
+
+    @classmethod
+    def for_file(cls, path: Path) -> "_Engine":
+        idle = cls._take_idle()
+        if idle is None or idle._path == path:
+            return idle or cls(path)
+        idle.close()
+        return cls(path)
+
+    @classmethod
+    def _take_idle(cls) -> "_Engine | None":
+        try:
+            return cls._idle.pop()
+        except IndexError:
+            return None
+
+    @classmethod
+    def close_idle(cls) -> None:
+        if idle := cls._take_idle():
+            idle.close()
+
+    def open(self, dimension: int) -> duckdb.DuckDBPyConnection:
+        self._duckdb.execute(f"SET memory_limit = '{_MEMORY_MB_TO_OPEN}MB'")
+        _attach(self._duckdb, self._path, "cache", dimension)
+        database = self._duckdb.cursor()  # what is registered with a cursor is forgotten with it
         database.execute("USE cache")
-        # Vectors do not compress; trying costs half of the append speed.
-        database.execute("SET force_compression = 'uncompressed'")
         database.execute("SET TimeZone = 'UTC'")
-        database.execute(f"SET checkpoint_threshold = '{_LOG_BEFORE_CHECKPOINT}'")
-        database.execute("PRAGMA disable_checkpoint_on_shutdown")
         _limit_memory(database, 0)
-    except duckdb.Error:
-        database.close()
-        raise
-    return database
+        return database
+
+    def close_file(self) -> None:
+        """The file is free for others; this object belongs to whoever opens it next."""
+        self._duckdb.execute("DETACH DATABASE IF EXISTS cache")
+        self.close_idle()
+        self._idle.append(self)
+
+    def close(self) -> None:
+        self._duckdb.close()
+
+
+# A forked process has none of DuckDB's threads, and waits for them for ever.
+os.register_at_fork(before=_Engine.close_idle)
+atexit.register(_Engine.close_idle)
 
 
 def _limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
@@ -236,9 +305,14 @@ def _limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
     database.execute(f"SET memory_limit = '{megabytes}MB'")
 
 
-def _attach(database: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
+def _attach(database: duckdb.DuckDBPyConnection, path: Path, name: str, dimension: int) -> None:
+    """Opens or makes a file; what is written now goes into row groups as they suit a dimension."""
     quoted = str(path).replace("'", "''")
-    database.execute(f"ATTACH '{quoted}' AS {name} (TYPE duckdb, ROW_GROUP_SIZE {_ROW_GROUP})")
+    least, most = _ROWS_PER_ROW_GROUP
+    rows = _BYTES_PER_ROW_GROUP // (4 * (dimension or _USUAL_DIMENSION)) // least * least
+    database.execute(
+        f"ATTACH '{quoted}' AS {name} (TYPE duckdb, ROW_GROUP_SIZE {max(least, min(most, rows))})"
+    )
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -290,52 +364,81 @@ def _set_aside(path: Path, error: duckdb.Error) -> None:
 
 def _held(
     database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, content_hashes: pa.Array
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the hashes asked for are held, and where: two int64 arrays, sorted by the second.
+) -> pa.Table:
+    """The rows that hold the hashes asked for, as far as the first eight bytes tell.
 
-    Only the column of hashes is read: the vectors are some hundred times as large.
+    Only these are read: numbers are compared twice as fast as strings, and the vectors are some
+    hundred times as large. Two hashes agree in them with a probability of 2^-64, so whoever takes a
+    vector compares the whole hash, as `_fetch` does.
+
+    Returns:
+        Columns number (which of those asked for), content_hash and row_id.
     """
-    if not _has_table(database, space):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     numbers = np.arange(len(content_hashes))
-    database.register("asked", pa.table({"content_hash": content_hashes, "number": numbers}))
-    held = database.sql(
-        f"SELECT asked.number, held.rowid AS row_id FROM asked JOIN {_table(space)} held "
-        "USING (content_hash)"
-    ).to_arrow_table()
-    rows, row_ids = held["number"].to_numpy(), held["row_id"].to_numpy()
-    order = np.argsort(row_ids)
-    return rows[order], row_ids[order]
+    asked = {"number": numbers, "prefix": _prefixes(content_hashes)}
+    database.register("asked", pa.table(asked))
+    held = (
+        database.sql(
+            f"SELECT number, held.rowid AS row_id FROM asked JOIN {_table(space)} held "
+            "USING (prefix)"
+        ).to_arrow_table()
+        if _has_table(database, space)
+        else _NOTHING_HELD
+    )
+    return held.append_column("content_hash", content_hashes.take(held["number"]))
+
+
+def _prefixes(content_hashes: pa.Array) -> np.ndarray:
+    """The first eight bytes of each hash, big-endian; shape (n,), uint64."""
+    start = content_hashes.offset * HASH_BYTES
+    data = np.frombuffer(content_hashes.buffers()[1], np.uint8)[start:]
+    rows = data[: len(content_hashes) * HASH_BYTES].reshape(-1, HASH_BYTES)
+    return np.ascontiguousarray(rows[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def _fetch(
-    database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, row_ids: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields row ids, their vectors, and whether each is a valid vector of the space."""
-    if not len(row_ids):
+    database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, held: pa.Table
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Reads what `_held` found, as far as the whole hashes agree.
+
+    Yields:
+        Numbers, row ids, their vectors, and whether each is a valid vector of the space.
+    """
+    if not len(held):
         return
     _limit_memory(database, space.dimension)
-    database.register("wanted", pa.table({"row_id": row_ids}))
+    database.register("wanted", held)
+    bounds = pc.call_function("min_max", [held["row_id"]]).as_py()
     fetched = database.sql(
-        f"SELECT rowid AS row_id, vector FROM {_table(space)} "
-        "WHERE rowid BETWEEN ? AND ? AND rowid IN (SELECT row_id FROM wanted)",
-        params=[int(row_ids[0]), int(row_ids[-1])],
+        f"SELECT number, stored.rowid AS row_id, vector FROM {_table(space)} stored "
+        "JOIN wanted ON stored.rowid = wanted.row_id "
+        "WHERE stored.rowid BETWEEN ? AND ? AND stored.content_hash = wanted.content_hash",
+        params=[bounds["min"], bounds["max"]],
     ).to_arrow_reader(max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // (4 * space.dimension))))
-    for batch in fetched:
+    for batch in _batches(fetched):
         decoded, right_size = decode_vectors(batch["vector"], space.dimension)
-        yield batch["row_id"].to_numpy(), decoded, right_size & valid_vectors(space, decoded)
+        valid = right_size & valid_vectors(space, decoded)
+        yield batch["number"].to_numpy(), batch["row_id"].to_numpy(), decoded, valid
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Arrow reports as its own what DuckDB met while it read on."""
+    try:
+        yield from reader
+    except (pa.ArrowException, OSError) as error:
+        raise duckdb.IOException(str(error)) from error
 
 
 def _get(
     database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, content_hashes: pa.Array
 ) -> CachedVectors:
     answer = no_vectors(space, len(content_hashes))
-    rows, row_ids = _held(database, space, content_hashes)
     rejected = 0
-    for fetched, decoded, valid in _fetch(database, space, row_ids):
-        asked = rows[np.searchsorted(row_ids, fetched)]
-        answer.vectors[asked[valid]] = decoded[valid]
-        answer.found[asked[valid]] = True
+    for numbers, _, decoded, valid in _fetch(
+        database, space, _held(database, space, content_hashes)
+    ):
+        answer.vectors[numbers[valid]] = decoded[valid]
+        answer.found[numbers[valid]] = True
         rejected += int(np.count_nonzero(~valid))
     return replace(answer, rejected=rejected)
 
@@ -351,25 +454,29 @@ def _put(
     database.execute("BEGIN")
     # The only writer looks before it inserts: that keeps hashes unique without an index, which
     # would make appending several times slower.
-    rows, row_ids = _held(database, space, content_hashes)
     fresh = np.ones(len(content_hashes), dtype=bool)
-    fresh[rows] = False
     # Entries that `get` rejects must give way, or they would be embedded again each time.
-    broken = [ids[~valid] for ids, _, valid in _fetch(database, space, row_ids)]
-    broken_ids = np.concatenate([np.zeros(0, dtype=np.int64), *broken])
+    broken = [np.zeros(0, dtype=np.int64)]
+    for numbers, row_ids, _, valid in _fetch(
+        database, space, _held(database, space, content_hashes)
+    ):
+        fresh[numbers[valid]] = False
+        broken.append(row_ids[~valid])
+    broken_ids = np.concatenate(broken)
     if len(broken_ids):
-        fresh[rows[np.isin(row_ids, broken_ids)]] = True
         database.register("broken", pa.table({"row_id": broken_ids}))
         database.execute(f"DELETE FROM {_table(space)} WHERE rowid IN (SELECT row_id FROM broken)")
     if fresh.any():
+        kept = content_hashes.filter(pa.array(fresh))
         incoming = {
-            "content_hash": content_hashes.filter(pa.array(fresh)),
+            "content_hash": kept,
+            "prefix": _prefixes(kept),
             "vector": encode_vectors(vectors[fresh]),
         }
         database.register("incoming", pa.table(incoming))
         database.execute(
-            f"INSERT INTO {_table(space)} "
-            "SELECT content_hash, vector, now()::TIMESTAMP FROM incoming"
+            f"INSERT INTO {_table(space)} BY NAME "
+            "SELECT content_hash, prefix, vector, now()::TIMESTAMP AS created FROM incoming"
         )
     database.execute("COMMIT")
 
@@ -488,7 +595,8 @@ def _delete(
 def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Writes the file anew if a quarter of it is unused. The caller holds the lock file."""
     spaces = _spaces(database)
-    _limit_memory(database, max((space.dimension for space in spaces), default=0))
+    dimension = max((space.dimension for space in spaces), default=0)
+    _limit_memory(database, dimension)
     database.execute("CHECKPOINT")
     kept = sum(_count(database, f"FROM {_table(s)}") * _entry_bytes(s) for s in spaces)
     if kept > 0.75 * path.stat().st_size:
@@ -496,7 +604,7 @@ def _compact(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     smaller = _smaller_file(path)
     logs = (_log(path), _log(smaller))
     try:
-        _attach(database, smaller, "smaller")
+        _attach(database, smaller, "smaller", dimension)
         database.execute("COPY FROM DATABASE cache TO smaller")
         database.execute("CHECKPOINT smaller")
         database.execute("USE memory")
@@ -533,7 +641,7 @@ def _count(
 
 
 def _entry_bytes(space: EmbeddingSpace) -> int:
-    return HASH_BYTES + 4 * space.dimension + 8
+    return HASH_BYTES + 8 + 4 * space.dimension + 8
 
 
 def _table(space: EmbeddingSpace) -> str:
@@ -542,10 +650,22 @@ def _table(space: EmbeddingSpace) -> str:
 
 def _has_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> bool:
     try:  # the list of all tables would take some milliseconds; within a transaction this fails
-        database.execute(f"SELECT 1 FROM {_table(space)} LIMIT 0").fetchall()
+        database.execute(f"SELECT prefix FROM {_table(space)} LIMIT 0").fetchall()
     except duckdb.CatalogException:
         return False
+    except duckdb.BinderException:
+        _add_prefixes(database, space)
     return True
+
+
+def _add_prefixes(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> None:
+    """Completes a table that was made before it had prefixes."""
+    database.execute("BEGIN")
+    database.execute(f"ALTER TABLE {_table(space)} ADD COLUMN prefix UBIGINT")
+    database.execute(
+        f"UPDATE {_table(space)} SET prefix = TRY_CAST('0x' || hex(content_hash[1:8]) AS UBIGINT)"
+    )
+    database.execute("COMMIT")
 
 
 def _create_own_tables(database: duckdb.DuckDBPyConnection) -> None:
@@ -562,6 +682,7 @@ def _create_table(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) ->
     _create_own_tables(database)
     database.execute("INSERT INTO spaces VALUES (?, ?)", [space.id, space.to_json()])
     database.execute(
-        f"CREATE TABLE {_table(space)} (content_hash BLOB, vector BLOB, created TIMESTAMP)"
+        f"CREATE TABLE {_table(space)} "
+        "(content_hash BLOB, prefix UBIGINT, vector BLOB, created TIMESTAMP)"
     )
     database.execute("COMMIT")

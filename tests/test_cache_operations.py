@@ -253,8 +253,8 @@ import os, sys
 import resources.duckdb_cache as module
 from resources.embedding_cache import Limits
 attach = module._attach
-def attach_and_die(database, path, name):
-    attach(database, path, name)
+def attach_and_die(database, path, name, dimension):
+    attach(database, path, name, dimension)
     if name == "smaller":
         database.execute("CREATE TABLE smaller.half (i INTEGER)")
         os.kill(os.getpid(), 9)

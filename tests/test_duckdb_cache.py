@@ -220,6 +220,36 @@ def test_hostile_bytes_are_a_counted_miss_and_the_next_put_replaces_them(cache, 
     assert sorted(entries(cache)) == sorted(hashes(*range(20), 30).to_pylist())
 
 
+def test_two_hashes_that_begin_alike_never_get_each_others_vector(cache):
+    first, second = (bytes(8) + bytes([n]) * 12 for n in (1, 2))
+    both = pa.array([first, second], CONTENT_HASH_TYPE)
+    cache.put(SPACE, both.slice(0, 1), vectors(0))
+    assert cache.get(SPACE, both.slice(1)).found.tolist() == [False]
+    cache.put(SPACE, both.slice(1), vectors(1))
+    for asked, numbers in ((both, (0, 1)), (both.take(pa.array([1, 0])), (1, 0))):
+        answer = cache.get(SPACE, asked)
+        assert answer.found.all()
+        np.testing.assert_array_equal(answer.vectors, vectors(*numbers))
+    cache.put(SPACE, both, vectors(5, 6))
+    assert sorted(entries(cache)) == [first, second]
+
+
+def test_a_slice_of_hashes_is_looked_up_as_such(cache):
+    cache.put(SPACE, hashes(*range(10)).slice(4, 3), vectors(4, 5, 6))
+    assert cache.contains(SPACE, hashes(*range(10))).tolist() == [4 <= i < 7 for i in range(10)]
+    assert cache.get(SPACE, hashes(*range(10)).slice(6)).found.tolist() == [True, *[False] * 3]
+
+
+def test_a_file_from_before_it_held_prefixes_is_completed(cache):
+    cache.put(SPACE, hashes(*range(20)), vectors(*range(20)))
+    with duckdb.connect(cache.path) as database:
+        database.execute(f'ALTER TABLE "vectors_{SPACE.id}" DROP COLUMN prefix')
+    assert cache.contains(SPACE, hashes(*range(25))).tolist() == [i < 20 for i in range(25)]
+    cache.put(SPACE, hashes(*range(15, 25)), vectors(*range(15, 25)))
+    assert assert_answers_correctly(cache, range(25)) == 25
+    assert len(entries(cache)) == 25
+
+
 def test_all_hostile_bytes_at_once_are_each_counted(cache):
     count = len(HOSTILE)
     cache.put(SPACE, hashes(*range(count + 5)), vectors(*range(count + 5)))
@@ -460,8 +490,8 @@ import duckdb
 database = duckdb.connect(sys.argv[1])
 table = f'"vectors_{sys.argv[2]}"'
 for _ in range(20):
-    database.execute(f"INSERT INTO {table} SELECT md5(random()::VARCHAR)::BLOB, vector, created "
-                     f"FROM {table} LIMIT 10")
+    database.execute(f"INSERT INTO {table} SELECT * REPLACE (md5(random()::VARCHAR)::BLOB "
+                     f"AS content_hash) FROM {table} LIMIT 10")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
