@@ -1,6 +1,7 @@
 """The files that the assets hand each other: their keys in the artifact store and their columns."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -117,11 +118,24 @@ def duplicate_winner(detail: str) -> str:
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Writes batches, cast to the schema, as they come; returns the number of rows."""
     rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with parquet_writer(path, schema) as write:
         for batch in batches:
             rows += len(batch)
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+            write(batch)
     return rows
+
+
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """Yields a function that appends a batch, cast to the schema."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        yield lambda batch: writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+
+
+def uncompressed_bytes(parquet: Path | str) -> int:
+    """About what all rows of a file take in memory."""
+    metadata = pq.read_metadata(parquet)
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def grouped_by_partition(

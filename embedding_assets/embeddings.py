@@ -1,8 +1,10 @@
 """Asset `embeddings`: one vector for each distinct content hash, from the cache or the model."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import dagster as dg
@@ -17,8 +19,13 @@ from embedding_assets.collection import Collection
 from embedding_assets.embedding_stream import embed_stream
 from embedding_assets.fallback import Providers
 from embedding_assets.process_memory import peak_memory_mb
-from embedding_assets.range_run import Progress, RangeRun, stopwatch
-from embedding_assets.scratch import Scratch, scratch
+from embedding_assets.range_run import (
+    Progress,
+    RangeRun,
+    small_ones_together,
+    stopwatch,
+)
+from embedding_assets.scratch import Scratch, scratch, with_partition
 from resources.artifact_store import ArtifactStore
 from resources.embedder import Embedder, EmbeddingError
 from resources.embedding_cache import (
@@ -29,6 +36,10 @@ from resources.embedding_cache import (
 from resources.embedding_space import EmbeddingSpace
 
 _HASHES_PER_LOOKUP = 8_192
+_ERROR_EXAMPLES = 3
+
+_Vectors = tuple[str, pa.RecordBatch]
+"""A partition, and rows of its file of vectors."""
 
 
 def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
@@ -61,23 +72,22 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
         total = EmbeddingNumbers()
         with RangeRun(context) as run, scratch() as database:
             progress = Progress(context.log, "chunks", partitions=len(run.partitions))
-            for partition in run.partitions:
-                try:
-                    numbers = job.run(partition, database, progress)
-                except SpaceDriftError as drift:
-                    context.log_event(checks.drifted(drift))  # pyright: ignore[reportArgumentType]
-                    raise
-                total.add(numbers)
-                run.finish(
-                    partition,
-                    {
-                        **numbers.metadata(),
-                        "peak_memory_mb": peak_memory_mb(),
-                        "embedding_space": resources.embedder.space.id,
-                        "model": resources.embedder.space.model,
-                        "embedder": resources.embedder.describe(),
-                    },
-                )
+            try:
+                for partition, numbers in job.run(run.partitions, database, progress):
+                    total.add(numbers)
+                    run.finish(
+                        partition,
+                        {
+                            **numbers.metadata(),
+                            "peak_memory_mb": peak_memory_mb(),
+                            "embedding_space": resources.embedder.space.id,
+                            "model": resources.embedder.space.model,
+                            "embedder": resources.embedder.describe(),
+                        },
+                    )
+            except SpaceDriftError as drift:
+                context.log_event(checks.drifted(drift))  # pyright: ignore[reportArgumentType]
+                raise
             progress.finish()
         context.log.info(total.summary())
         used = {**resources.embedder.statistics(), **resources.cache.faults()}
@@ -193,136 +203,247 @@ class EmbeddingJob:
         self._artifacts = artifacts
         self._flush_size = flush_size
 
-    def run(self, partition: str, database: Scratch, progress: Progress) -> EmbeddingNumbers:
-        """Writes the vectors of a partition, and the chunks that could not be embedded."""
-        database.create("failed", _FAILED)
+    def run(
+        self, partitions: Iterable[str], database: Scratch, progress: Progress
+    ) -> Iterator[tuple[str, EmbeddingNumbers]]:
+        """Writes the vectors of partitions, and the chunks that could not be embedded.
+
+        Small partitions share look-ups and calls of the model. A content that several of them hold
+        counts as embedded in the first and as cached in the others, and each has that part of the
+        time which it has of the chunks.
+
+        Yields:
+            The partitions, each when everything of it is written.
+        """
+        for places in small_ones_together(partitions, self._opened, _Place.size):
+            yield from self._run(places, database, progress)
+
+    @contextmanager
+    def _opened(self, partition: str) -> Iterator["_Place"]:
         with (
-            stopwatch() as whole,
             self._artifacts.reading(files.plan_key(self._collection, partition)) as plan,
             self._artifacts.reading(files.chunks_key(self._collection, partition)) as chunks,
         ):
-            work = _Work(database, str(plan), str(chunks), progress)
-            numbers = self._with_primary(partition, work)
-            if self._providers.other_space is not None:
-                self._with_fallback(partition, work, numbers)
-            self._write_quarantine(database, partition, str(chunks))
-        numbers.seconds = whole["seconds"]
-        return numbers
+            yield _Place(partition, str(plan), str(chunks))
 
-    def _with_primary(self, partition: str, work: "_Work") -> EmbeddingNumbers:
-        """The vectors of the primary's space: cached ones, and those that are missing."""
-        providers, numbers = self._providers, EmbeddingNumbers()
-        (numbers.chunks,) = work.database.row(
-            "SELECT count(*) FROM read_parquet($chunks)", chunks=work.chunks
+    def _run(
+        self, places: list["_Place"], database: Scratch, progress: Progress
+    ) -> Iterator[tuple[str, EmbeddingNumbers]]:
+        database.create("failed", _FAILED)
+        database.name_partitions(
+            {path: place.partition for place in places for path in (place.plan, place.chunks)}
+        )
+        numbers = {place.partition: EmbeddingNumbers(place.chunk_count) for place in places}
+        work = _Work(database, places, numbers, progress)
+        failure: Exception | None = None
+        with stopwatch() as whole:
+            try:
+                self._with_primary(work)
+            except (EmbeddingError, SpaceDriftError) as error:
+                failure = error
+                work = self._finished_ones(work)
+            if self._providers.other_space is not None:
+                self._with_fallback(work)
+            for place in work.places:
+                self._write_quarantine(database, place)
+        distinct = sum(own.distinct_chunks for own in work.numbers.values())
+        for own in work.numbers.values():
+            share = own.distinct_chunks / distinct if distinct else 1 / len(work.numbers)
+            own.seconds = whole["seconds"] * share
+        yield from work.numbers.items()
+        if failure is not None:
+            raise failure
+
+    def _finished_ones(self, work: "_Work") -> "_Work":
+        """Writes the vectors of those partitions for which a failed embedder was not needed."""
+        unfinished = {
+            partition
+            for (partition,) in work.database.rows(
+                "SELECT partition FROM missing ANTI JOIN settled USING (partition, chunk_id)"
+            )
+        }
+        finished = [
+            place
+            for place in work.places
+            if place.partition not in unfinished
+            and work.numbers[place.partition].distinct_chunks == place.distinct_chunks
+        ]
+        for place in finished:
+            one = replace(work, places=[place], numbers={place.partition: EmbeddingNumbers()})
+            wanted = f"SELECT * FROM {_ALL_PLANS}"
+            vectors = self._cached(one, self._providers.space, wanted, plan=one.plans)
+            self._write(one, files.vectors_key, self._providers.space, vectors)
+        return replace(
+            work,
+            places=finished,
+            numbers={place.partition: work.numbers[place.partition] for place in finished},
         )
 
-        def embedded() -> Iterator[pa.RecordBatch]:
-            if not numbers.cache_misses:
-                return
+    def _with_primary(self, work: "_Work") -> None:
+        """The vectors of the primary's space: cached ones, and those that are missing."""
+        providers = self._providers
+
+        def embedded() -> Iterator[_Vectors]:
             if providers.failure is None:
                 try:
                     providers.canaries.prove(providers.primary)
-                    yield from self._embedded(work, providers.primary, providers.space, numbers)
+                    yield from self._embedded(work, providers.primary, providers.space)
                     return
                 except EmbeddingError as error:
                     providers.take_over(error)
             if stand_in := providers.stand_in():
-                yield from self._embedded(work, stand_in, providers.space, numbers)
+                yield from self._embedded(work, stand_in, providers.space)
 
-        def vectors() -> Iterator[pa.RecordBatch]:
-            work.progress.begin(pq.read_metadata(work.plan).num_rows)
-            plan = "SELECT content_hash, chunk_id FROM read_parquet($plan)"
-            yield from self._cached(work, providers.space, numbers, plan, plan=work.plan)
-            yield from embedded()
+        work.progress.begin(sum(p.distinct_chunks for p in work.places), len(work.places))
+        self._write(
+            work,
+            files.vectors_key,
+            providers.space,
+            self._vectors(
+                work,
+                providers.space,
+                _ALL_PLANS,
+                embedded,
+                plan=work.plans,
+            ),
+        )
+        for place in work.places:
+            own = work.numbers[place.partition]
+            own.left_to_fallback = own.cache_misses - own.embedded - own.errors
 
-        self._write(files.vectors_key(self._collection, partition), providers.space, vectors())
-        numbers.left_to_fallback = numbers.cache_misses - numbers.embedded - numbers.errors
-        return numbers
-
-    def _with_fallback(self, partition: str, work: "_Work", numbers: EmbeddingNumbers) -> None:
+    def _with_fallback(self, work: "_Work") -> None:
         """The documents that the primary could not finish, as a whole, in the fallback's space."""
-        key = files.fallback_vectors_key(self._collection, partition)
         fallback, space = self._providers.fallback, self._providers.other_space
-        if not numbers.left_to_fallback or fallback is None or space is None:
-            self._artifacts.remove(key)
+        places = [p for p in work.places if work.numbers[p.partition].left_to_fallback]
+        for place in work.places:
+            if place not in places:
+                key = files.fallback_vectors_key(self._collection, place.partition)
+                self._artifacts.remove(key)
+        if not places or fallback is None or space is None:
             return
         work.database.execute(
-            """
+            f"""
             CREATE OR REPLACE TABLE wanted AS
-            SELECT DISTINCT p.content_hash, p.chunk_id
-            FROM read_parquet($plan) p JOIN read_parquet($chunks) c USING (content_hash)
-            WHERE c.document_id IN (
-                SELECT c.document_id FROM read_parquet($chunks) c
-                JOIN read_parquet($plan) p USING (content_hash)
-                JOIN missing ON missing.chunk_id = p.chunk_id
-                ANTI JOIN settled ON settled.chunk_id = p.chunk_id
+            WITH held AS (
+                SELECT partition, content_hash, p.chunk_id, c.document_id
+                FROM {_ALL_PLANS} p JOIN {_ALL_CHUNKS} c USING (partition, content_hash)
+            ), unfinished AS (
+                SELECT partition, document_id FROM held
+                SEMI JOIN missing USING (partition, chunk_id)
+                ANTI JOIN settled USING (partition, chunk_id)
+            ), refused AS (
+                SELECT partition, document_id FROM held
+                SEMI JOIN failed USING (partition, chunk_id)
             )
-            AND c.document_id NOT IN (
-                SELECT c.document_id FROM read_parquet($chunks) c
-                JOIN read_parquet($plan) p USING (content_hash)
-                JOIN failed ON failed.chunk_id = p.chunk_id
-            )
+            SELECT DISTINCT partition, content_hash, chunk_id FROM held
+            SEMI JOIN unfinished USING (partition, document_id)
+            ANTI JOIN refused USING (partition, document_id)
             """,
-            plan=work.plan,
+            plan=work.plans,
             chunks=work.chunks,
         )
-        own = EmbeddingNumbers()
+        own = {place.partition: EmbeddingNumbers() for place in places}
+        theirs = replace(work, places=places, numbers=own)
 
-        def vectors() -> Iterator[pa.RecordBatch]:
-            wanted = "SELECT content_hash, chunk_id FROM wanted"
-            yield from self._cached(work, space, own, wanted)
-            if own.cache_misses:
-                self._providers.canaries.prove(fallback)
-                yield from self._embedded(work, fallback, space, own)
+        def embedded() -> Iterator[_Vectors]:
+            self._providers.canaries.prove(fallback)
+            yield from self._embedded(theirs, fallback, space)
 
-        self._write(key, space, vectors())
-        numbers.fallback_vectors = own.cache_hits + own.embedded
-        numbers.fallback_embedded, numbers.fallback_tokens = own.embedded, own.tokens
-        numbers.fallback_errors = own.errors
-        numbers.error_examples += own.error_examples
-        numbers.dollars += own.dollars
+        self._write(
+            theirs,
+            files.fallback_vectors_key,
+            space,
+            self._vectors(theirs, space, "wanted", embedded),
+        )
+        for partition, these in own.items():
+            numbers = work.numbers[partition]
+            numbers.fallback_vectors = these.cache_hits + these.embedded
+            numbers.fallback_embedded, numbers.fallback_tokens = these.embedded, these.tokens
+            numbers.fallback_errors = these.errors
+            numbers.error_examples += these.error_examples
+            numbers.dollars += these.dollars
 
-    def _write(self, key: str, space: EmbeddingSpace, vectors: Iterator[pa.RecordBatch]) -> None:
+    def _write(
+        self,
+        work: "_Work",
+        key: Callable[[str, str], str],
+        space: EmbeddingSpace,
+        vectors: Iterator[_Vectors],
+    ) -> None:
+        """Writes a file for each partition; all of them appear when the last vector is there."""
         schema = files.VECTORS.with_metadata({"space": space.to_json()})
-        with self._artifacts.writing(key) as path:
-            files.write_parquet(path, schema, vectors)
+        with ExitStack() as stack:
+            writers = {}
+            for place in work.places:
+                path = stack.enter_context(
+                    self._artifacts.writing(key(self._collection, place.partition))
+                )
+                writers[place.partition] = stack.enter_context(files.parquet_writer(path, schema))
+            for partition, rows in vectors:
+                writers[partition](rows)
 
-    def _cached(
+    def _vectors(
         self,
         work: "_Work",
         space: EmbeddingSpace,
-        numbers: EmbeddingNumbers,
         wanted: str,
+        embedded: Callable[[], Iterator[_Vectors]],
         **parameters: Any,
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Iterator[_Vectors]:
+        """Yields cached vectors, then those that `embedded` makes of what is missing."""
+        for table in ("missing", "settled"):
+            work.database.create(table, _CHUNKS)
+        rows = f"SELECT partition, content_hash, chunk_id FROM {wanted}"
+        if len(work.places) == 1:
+            passes = [rows]
+        else:
+            # What several partitions hold is embedded for the first, and then the others find it.
+            nth = "row_number() OVER (PARTITION BY content_hash ORDER BY partition)"
+            passes = [f"{rows} QUALIFY {nth} {which}" for which in ("= 1", "> 1")]
+        for rows in passes:
+            for partition, found in self._cached(work, space, rows, **parameters):
+                work.progress.advance(len(found), cached=len(found))
+                yield partition, found
+            (unsettled,) = work.database.row(
+                "SELECT count(*) FROM missing ANTI JOIN settled USING (partition, chunk_id)"
+            )
+            if unsettled:
+                yield from embedded()
+
+    def _cached(
+        self, work: "_Work", space: EmbeddingSpace, wanted: str, **parameters: Any
+    ) -> Iterator[_Vectors]:
         """Yields what the cache holds; the others go into the table `missing`."""
         # All hashes are looked up again: what the plan calls cached may be gone, and what it calls
         # missing may have been embedded for another partition in between.
-        work.database.create("missing", pa.schema([files.PLAN.field("chunk_id")]))
-        work.database.create("settled", pa.schema([files.PLAN.field("chunk_id")]))
         for batch in work.database.stream(wanted, batch_rows=_HASHES_PER_LOOKUP, **parameters):
-            hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
-            answer = self._cache.get(space, hashes)
-            hits = int(np.count_nonzero(answer.found))
-            numbers.distinct_chunks += len(batch)
-            numbers.cache_hits += hits
-            numbers.cache_misses += len(batch) - hits
-            numbers.cache_entries_rejected += answer.rejected
-            work.progress.advance(hits, cached=hits)
-            if hits < len(batch):
-                missing = batch["chunk_id"].filter(pa.array(~answer.found))
-                work.database.insert("missing", pa.table({"chunk_id": missing}))
-            yield _vector_rows(hashes.filter(pa.array(answer.found)), answer.vectors[answer.found])
+            answer = self._cache.get(space, batch["content_hash"].cast(CONTENT_HASH_TYPE))
+            for partition, rows in _by_partition(batch):
+                found = answer.found[rows]
+                numbers = work.numbers[partition]
+                numbers.distinct_chunks += len(rows)
+                numbers.cache_hits += int(np.count_nonzero(found))
+                numbers.cache_misses += int(np.count_nonzero(~found))
+                yield partition, _vector_rows(batch, answer.vectors, rows[found])
+            rejected = work.numbers[work.places[0].partition]
+            rejected.cache_entries_rejected += answer.rejected
+            if not answer.found.all():
+                missing = pa.Table.from_batches([batch]).filter(pa.array(~answer.found))
+                work.database.insert("missing", missing.select(_CHUNKS.names))
 
     def _embedded(
-        self, work: "_Work", embedder: Embedder, space: EmbeddingSpace, numbers: EmbeddingNumbers
-    ) -> Iterator[pa.RecordBatch]:
+        self, work: "_Work", embedder: Embedder, space: EmbeddingSpace
+    ) -> Iterator[_Vectors]:
         """Embeds what is missing and not settled yet, into the cache under `space`."""
+
+        # One partition may be too large to be sorted, and need not be.
+        in_order = "ORDER BY partition" if len(work.places) > 1 else ""
 
         def read() -> Iterator[pa.RecordBatch]:
             for window in work.database.stream(
-                "SELECT content_hash, chunk_id, context || text AS text FROM read_parquet($chunks) "
-                "SEMI JOIN missing USING (chunk_id) ANTI JOIN settled USING (chunk_id)",
+                "SELECT partition, content_hash, chunk_id, context || text AS text "
+                f"FROM {_ALL_CHUNKS} SEMI JOIN missing USING (partition, chunk_id) "
+                f"ANTI JOIN settled USING (partition, chunk_id) {in_order}",
                 batch_rows=max(1, self._flush_size // embedder.concurrency),
                 chunks=work.chunks,
             ):
@@ -332,43 +453,63 @@ class EmbeddingJob:
         started = time.perf_counter()
         for embedded in embed_stream(embedder, read(), _texts):
             batch, errors = embedded.item, embedded.errors
-            hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
             good = np.array([error is None for error in errors])
-            vectors = embedded.batch.vectors[good]
-            self._cache.put(space, hashes.filter(pa.array(good)), vectors)
-            work.database.insert("settled", pa.table({"chunk_id": batch["chunk_id"]}))
-            numbers.embedded += int(np.count_nonzero(good))
-            numbers.tokens += int(embedded.batch.tokens[good].sum())
-            numbers.tokens_truncated += int(embedded.batch.truncated_tokens[good].sum())
-            numbers.dollars += embedder.dollars(int(embedded.batch.tokens.sum()))
-            failed = [
-                (chunk, *error)
-                for chunk, error in zip(batch["chunk_id"].to_pylist(), errors, strict=True)
-                if error is not None
-            ]
-            if failed:
-                numbers.errors += len(failed)
-                numbers.error_examples += [f"{reason}: {why}" for _, reason, why in failed[:3]]
-                columns = [pa.array(column, pa.string()) for column in zip(*failed, strict=True)]
-                work.database.insert("failed", pa.table(columns, schema=_FAILED))
+            hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).filter(pa.array(good))
+            self._cache.put(space, hashes, embedded.batch.vectors[good])
+            settled = pa.Table.from_batches([batch]).select(_CHUNKS.names)
+            work.database.insert("settled", settled)
+            self._note_failures(work, batch, errors)
+            parts = _by_partition(batch)
+            for partition, rows in parts:
+                own = rows[good[rows]]
+                numbers = work.numbers[partition]
+                numbers.embedded += len(own)
+                numbers.tokens += int(embedded.batch.tokens[own].sum())
+                numbers.tokens_truncated += int(embedded.batch.truncated_tokens[own].sum())
+                numbers.dollars += embedder.dollars(int(embedded.batch.tokens[rows].sum()))
+                yield partition, _vector_rows(batch, embedded.batch.vectors, own)
+            seconds = time.perf_counter() - started
+            for partition, rows in parts:
+                work.numbers[partition].seconds_embedding += seconds * len(rows) / len(batch)
             errors_now = len(batch) - int(np.count_nonzero(good))
             work.progress.advance(len(batch), embedded=len(batch) - errors_now, errors=errors_now)
-            yield _vector_rows(hashes.filter(pa.array(good)), vectors)
-            numbers.seconds_embedding += time.perf_counter() - started
             started = time.perf_counter()
 
-    def _write_quarantine(self, database: Scratch, partition: str, chunks: str) -> None:
-        key = files.embeddings_quarantine_key(self._collection, partition)
-        (failures,) = database.row("SELECT count(*) FROM failed")
+    def _note_failures(
+        self, work: "_Work", batch: pa.RecordBatch, errors: Sequence[tuple[str, str] | None]
+    ) -> None:
+        failed = [
+            (partition, chunk, *error)
+            for partition, chunk, error in zip(
+                batch["partition"].to_pylist(), batch["chunk_id"].to_pylist(), errors, strict=True
+            )
+            if error is not None
+        ]
+        if not failed:
+            return
+        for partition, _, reason, why in failed:
+            numbers = work.numbers[partition]
+            numbers.errors += 1
+            if len(numbers.error_examples) < _ERROR_EXAMPLES:
+                numbers.error_examples.append(f"{reason}: {why}")
+        columns = [pa.array(column, pa.string()) for column in zip(*failed, strict=True)]
+        work.database.insert("failed", pa.table(columns, schema=_FAILED))
+
+    def _write_quarantine(self, database: Scratch, place: "_Place") -> None:
+        key = files.embeddings_quarantine_key(self._collection, place.partition)
+        (failures,) = database.row(
+            "SELECT count(*) FROM failed WHERE partition = $partition", partition=place.partition
+        )
         if not failures and not self._artifacts.exists(key):
             return
         database.create("known", files.QUARANTINE)
         if self._artifacts.exists(key):
             with self._artifacts.reading(key) as previous:
                 database.execute("INSERT INTO known FROM read_parquet($p)", p=str(previous))
+        documents_key = files.documents_key(self._collection, place.partition)
         with (
             self._artifacts.writing(key) as path,
-            self._artifacts.reading(files.documents_key(self._collection, partition)) as documents,
+            self._artifacts.reading(documents_key) as documents,
         ):
             files.write_parquet(
                 path,
@@ -382,31 +523,74 @@ class EmbeddingJob:
                     FROM failed JOIN read_parquet($chunks) f USING (chunk_id)
                     JOIN read_parquet($chunks) c ON c.content_hash = f.content_hash
                     LEFT JOIN read_parquet($documents) d ON d.id = c.document_id
+                    WHERE failed.partition = $partition
                     ORDER BY c.document_id, c.chunk_number
                     """,
-                    chunks=chunks,
+                    partition=place.partition,
+                    chunks=place.chunks,
                     documents=str(documents),
                 ),
             )
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What one partition needs: a database, the files of plan and chunks, and who is told."""
+class _Place:
+    """A partition, and where its plan and chunks can be read."""
 
-    database: Scratch
+    partition: str
     plan: str
     chunks: str
+
+    @cached_property
+    def distinct_chunks(self) -> int:
+        return pq.read_metadata(self.plan).num_rows
+
+    @cached_property
+    def chunk_count(self) -> int:
+        return pq.read_metadata(self.chunks).num_rows
+
+    def size(self) -> int:
+        return files.uncompressed_bytes(self.chunks)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a group of partitions needs: a database, files, what is counted, and who is told."""
+
+    database: Scratch
+    places: list[_Place]
+    numbers: dict[str, EmbeddingNumbers]
     progress: Progress
 
+    @property
+    def plans(self) -> list[str]:
+        return [place.plan for place in self.places]
 
-_FAILED = pa.schema([("chunk_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+    @property
+    def chunks(self) -> list[str]:
+        return [place.chunks for place in self.places]
+
+
+_ALL_PLANS, _ALL_CHUNKS = with_partition("plan"), with_partition("chunks")
+_CHUNKS = pa.schema([(name, pa.string()) for name in ("partition", "chunk_id")])
+_FAILED = pa.schema([*_CHUNKS, ("reason", pa.string()), ("detail", pa.string())])
 
 
 def _texts(batch: pa.RecordBatch) -> list[str]:
     return batch["text"].to_pylist()
 
 
-def _vector_rows(hashes: pa.Array, vectors: np.ndarray) -> pa.RecordBatch:
-    encoded = encode_vectors(vectors).cast(pa.binary())
+def _by_partition(batch: pa.RecordBatch) -> list[tuple[str, np.ndarray]]:
+    """The partitions of a batch, and the numbers of their rows in it."""
+    encoded = batch["partition"].dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    return [
+        (partition, np.flatnonzero(codes == code))
+        for code, partition in enumerate(encoded.dictionary.to_pylist())
+    ]
+
+
+def _vector_rows(batch: pa.RecordBatch, vectors: np.ndarray, rows: np.ndarray) -> pa.RecordBatch:
+    hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).take(pa.array(rows))
+    encoded = encode_vectors(vectors[rows]).cast(pa.binary())
     return pa.record_batch([hashes, encoded], names=files.VECTORS.names)

@@ -3,10 +3,10 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
@@ -15,13 +15,50 @@ from embedding_assets.process_memory import give_back_freed_memory
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
 # it is done, so that even a killed process leaves it recorded; the others when the step ends.
 _RECORD_AT_ONCE_AFTER_SECONDS = 1.0
+# What a killed process had in hand is done again, so no more than a few seconds' work.
+_BYTES_TOGETHER = 1_000_000
+_PARTITIONS_TOGETHER = 64  # each has some files open at a time
 _PROGRESS_SECONDS = 5.0
 _LINES_OF_RATE = 6
+
+Opened = TypeVar("Opened")
 
 
 def is_long(seconds: float) -> bool:
     """Whether what took so long should be made durable at once, rather than with its neighbours."""
     return seconds > _RECORD_AT_ONCE_AFTER_SECONDS
+
+
+def small_ones_together(
+    partitions: Iterable[str],
+    opened: Callable[[str], AbstractContextManager[Opened]],
+    size: Callable[[Opened], int],
+) -> Iterator[list[Opened]]:
+    """Groups partitions that are too small to be worth a lookup, a call or a commit of their own.
+
+    Args:
+        partitions: in the order in which they are wanted.
+        opened: opens what is needed of a partition; it is closed when its group is done.
+        size: bytes of an opened partition.
+
+    Yields:
+        Neighbours that have at most `_BYTES_TOGETHER`, or one partition.
+    """
+    with ExitStack() as stack:
+        group: list[Opened] = []
+        open_now, together = stack.enter_context(ExitStack()), 0
+        for partition in partitions:
+            own = stack.enter_context(ExitStack())
+            one = own.enter_context(opened(partition))
+            together += size(one)
+            if group and (together > _BYTES_TOGETHER or len(group) == _PARTITIONS_TOGETHER):
+                yield group
+                open_now.close()
+                group, together = [], size(one)
+            group.append(one)
+            open_now.push(own.pop_all())
+        if group:
+            yield group
 
 
 class RangeRun:
@@ -93,13 +130,14 @@ class Progress:
         self._log, self._what, self._total, self._partitions = log, what, total, partitions
         self._started = time.monotonic()
         self._lines = deque([(self._started, 0)], maxlen=_LINES_OF_RATE)
-        self._begun = self._expected = self._done_before = 0
+        self._begun = self._under_way = self._expected = self._done_before = 0
         self._counts: dict[str, int] = {}
         self.done = 0
 
-    def begin(self, expected: int = 0) -> None:
-        """The next partition begins, with so many items if that is known."""
-        self._begun += 1
+    def begin(self, expected: int = 0, partitions: int = 1) -> None:
+        """The next partitions begin, with so many items if that is known."""
+        self._begun += partitions
+        self._under_way = partitions
         self._expected, self._done_before = expected, self.done
 
     def advance(self, count: int = 1, **counts: int) -> None:
@@ -146,7 +184,8 @@ class Progress:
         if not self._partitions or not self._begun:
             return 0.0
         within = (self.done - self._done_before) / self._expected if self._expected else 0.0
-        return (self._begun - 1 + min(1.0, within)) / self._partitions
+        before = self._begun - self._under_way
+        return (before + self._under_way * min(1.0, within)) / self._partitions
 
     def _told(self) -> str:
         told = [f"{count:,} {name}" for name, count in self._counts.items()]

@@ -5,7 +5,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,23 @@ MEMORY_LIMIT = "256MB"
 _PARQUET = re.compile(r"read_parquet\(\$(\w+)")
 
 
+def with_partition(parameter: str) -> str:
+    """SQL: the rows of the Parquet files bound to a parameter as a list of paths.
+
+    Each has the partition that `Scratch.name_partitions` told of its file.
+    """
+    return f"""(
+        SELECT file.* EXCLUDE (filename), of_file.partition
+        FROM read_parquet(${parameter}, filename = true) file
+        JOIN of_file ON of_file.path = file.filename
+    )"""
+
+
 class Scratch:
     """SQL with bound parameters. Each call has a cursor of its own, so results may overlap.
 
-    `read_parquet($name)` reads exactly the file at that path, whatever its folders are called.
+    `read_parquet($name)` reads exactly the file at that path, or the files of a list of paths,
+    whatever their folders are called.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +91,13 @@ class Scratch:
             cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming")
             cursor.unregister("incoming")
 
+    def name_partitions(self, partitions: Mapping[str, str]) -> None:
+        """Tells the partition of each path, in the place of what was told before."""
+        columns = {"path": [*partitions], "partition": [*partitions.values()]}
+        table = pa.table({name: pa.array(c, pa.string()) for name, c in columns.items()})
+        self.create("of_file", table.schema)
+        self.insert("of_file", table)
+
     def close(self) -> None:
         self._database.close()
 
@@ -85,7 +105,11 @@ class Scratch:
 def _bound(sql: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
     """Statement and parameters for DuckDB, which takes [1] or * in a path for a pattern, and
     a folder called year=2024 for a column of what is in it."""
-    paths = {name: glob.escape(parameters[name]) for name in _PARQUET.findall(sql)}
+    paths = {
+        name: [*map(glob.escape, value)] if isinstance(value, list) else glob.escape(value)
+        for name in _PARQUET.findall(sql)
+        for value in [parameters[name]]
+    }
     sql = _PARQUET.sub(r"read_parquet($\1, hive_partitioning = false", sql)
     return sql, {**parameters, **paths} or None
 

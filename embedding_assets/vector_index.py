@@ -1,9 +1,11 @@
 """Asset `vector_index`: replace the partition's rows in the vector store, in one commit."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import dagster as dg
@@ -16,8 +18,8 @@ from embedding_assets import artifacts as files
 from embedding_assets.checks import IndexChecks
 from embedding_assets.collection import Collection
 from embedding_assets.partitions import home_of
-from embedding_assets.range_run import Progress, RangeRun
-from embedding_assets.scratch import Scratch, scratch
+from embedding_assets.range_run import Progress, RangeRun, small_ones_together
+from embedding_assets.scratch import Scratch, scratch, with_partition
 from resources.artifact_store import ArtifactStore
 from resources.document_source.files import Period
 from resources.embedding_cache import decode_vectors
@@ -60,10 +62,11 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
             for update in updates:
                 update.begin(run.partitions)
             progress = Progress(context.log, "partitions indexed", len(run.partitions))
-            for partition in run.partitions:
-                numbers = _replace(updates, partition)
-                progress.advance()
-                run.finish(partition, {**numbers, "embedding_space": spaces[0].id})
+            first = updates[0]
+            for group in small_ones_together(run.partitions, first.opened, PartitionFiles.size):
+                for partition, numbers in _replace(updates, group).items():
+                    progress.advance()
+                    run.finish(partition, {**numbers, "embedding_space": spaces[0].id})
             for space in spaces:
                 resources.store.maintain(collection.name, space)
             results = checks.results(context, resources, updates)
@@ -72,17 +75,38 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
     return vector_index
 
 
-def _replace(updates: Sequence["IndexUpdate"], partition: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PartitionFiles:
+    """A partition, and where its artifacts can be read."""
+
+    partition: str
+    documents: str
+    chunks: str
+    vectors: dict[int, str]
+    """By the place of their space. The first space always has a file, the fallback's maybe."""
+
+    def size(self) -> int:
+        return files.uncompressed_bytes(self.documents) + files.uncompressed_bytes(self.chunks)
+
+
+def _replace(
+    updates: Sequence["IndexUpdate"], group: Sequence[PartitionFiles]
+) -> dict[str, dict[str, Any]]:
     """Rows go into one table before they go out of the other: a crash in between loses none."""
-    towards_fallback = updates[-1].has_vectors(partition)
-    numbers = {
-        update: update.replace(partition)
-        for update in (reversed(updates) if towards_fallback else updates)
-    }
     first, *others = updates
-    if others:
-        numbers[first]["fallback_rows"] = sum(numbers[update]["rows"] for update in others)
-    return numbers[first]
+    numbers: dict[str, dict[str, Any]] = {}
+    for towards_fallback, part in groupby(group, key=lambda own: len(own.vectors) > 1):
+        part = list(part)
+        replaced = {
+            update: update.replace(part)
+            for update in (reversed(updates) if towards_fallback else updates)
+        }
+        numbers |= replaced[first]
+        if others:
+            for partition in replaced[first]:
+                rows = sum(replaced[update][partition]["rows"] for update in others)
+                numbers[partition]["fallback_rows"] = rows
+    return numbers
 
 
 class IndexUpdate:
@@ -146,9 +170,24 @@ class IndexUpdate:
         self.database.create("expected", expected)
         self._find_claims()
 
-    def has_vectors(self, partition: str) -> bool:
-        """Whether the partition has vectors in this table's space."""
-        return self._artifacts.exists(self._vectors_keys[self._place](self.collection, partition))
+    @contextmanager
+    def opened(self, partition: str) -> Iterator[PartitionFiles]:
+        with ExitStack() as stack:
+
+            def reading(key: Callable[[str, str], str]) -> str:
+                name = key(self.collection, partition)
+                return str(stack.enter_context(self._artifacts.reading(name)))
+
+            yield PartitionFiles(
+                partition,
+                reading(files.documents_key),
+                reading(files.chunks_key),
+                {
+                    place: reading(key)
+                    for place, key in enumerate(self._vectors_keys)
+                    if place == 0 or self._artifacts.exists(key(self.collection, partition))
+                },
+            )
 
     def insert_stored(self, table: str, partitions: Sequence[str]) -> None:
         schema = _stored_schema(self.space)
@@ -157,98 +196,113 @@ class IndexUpdate:
         ):
             self.database.insert(table, pa.Table.from_batches([batch]).select(schema.names))
 
-    def replace(self, partition: str) -> dict[str, Any]:
-        """Writes the difference for one partition in one commit, if there is any."""
+    def replace(self, group: Sequence[PartitionFiles]) -> dict[str, dict[str, Any]]:
+        """Writes the difference for some partitions in one commit, if there is any.
+
+        Returns:
+            For each partition how many rows it has, and what became of them.
+        """
         database = self.database
-        with ExitStack() as stack:
-            documents = stack.enter_context(self._reading(files.documents_key, partition))
-            chunks = stack.enter_context(self._reading(files.chunks_key, partition))
-            vectors = {
-                place: stack.enter_context(self._reading(key, partition))
-                for place, key in enumerate(self._vectors_keys)
-                if place == 0 or self._artifacts.exists(key(self.collection, partition))
+        for own in group:
+            if self._place in own.vectors:
+                self._check_space(own.vectors[self._place], own.partition)
+        database.name_partitions(
+            {
+                path: own.partition
+                for own in group
+                for path in (own.documents, own.chunks, *own.vectors.values())
             }
-            if self._place in vectors:
-                self._check_space(vectors[self._place], partition)
-            paths: dict[str, Any] = {
-                "documents": str(documents),
-                "chunks": str(chunks),
-                "vectors": str(vectors.get(self._place, "")),
-                "partition": partition,
-            }
-            self._place_documents(str(chunks), vectors)
-            database.execute(
-                """
-                CREATE OR REPLACE TABLE withheld AS
-                SELECT document_id FROM read_parquet($chunks)
-                WHERE document_id NOT IN (SELECT document_id FROM placed)
-                UNION SELECT document_id FROM superseded WHERE partition = $partition
-                """,
-                **{k: paths[k] for k in ("chunks", "partition")},
-            )
-            # Those of this partition, in the index or not: no older version of them may remain.
-            database.execute(
-                """
-                CREATE OR REPLACE TABLE owned AS
-                SELECT id AS document_id FROM read_parquet($documents)
-                WHERE id NOT IN (SELECT document_id FROM superseded WHERE partition = $partition)
-                """,
-                **{k: paths[k] for k in ("documents", "partition")},
-            )
-            database.execute(
-                f"""
-                CREATE OR REPLACE TABLE wanted AS
-                SELECT {", ".join(f"c.{name}" for name in ROW_IDENTITY if name != "partition")},
-                       $partition AS partition
-                FROM read_parquet($chunks) c
-                JOIN read_parquet($documents) d
-                  ON d.id = c.document_id AND d.version = c.document_version
-                JOIN placed p ON p.document_id = c.document_id AND p.place = $place
-                ANTI JOIN withheld w ON w.document_id = c.document_id
-                """,
-                place=self._place,
-                **{k: paths[k] for k in ("chunks", "documents", "partition")},
-            )
-            identity = ", ".join(ROW_IDENTITY)
-            database.execute(
-                f"CREATE OR REPLACE TABLE new_rows AS "
-                f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
-            )
-            removed = dict(
-                database.rows(
-                    """
-                    SELECT chunk_id, partition FROM stored
-                    WHERE (partition = $partition
-                           OR document_id IN (SELECT document_id FROM owned)
-                           OR chunk_id IN (SELECT chunk_id FROM strays WHERE home = $partition))
-                      AND chunk_id NOT IN (SELECT chunk_id FROM wanted)
-                    """,
-                    partition=partition,
-                )
-            )
-            database.execute(
-                "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
-            )
-            (rows,) = database.row("SELECT count(*) FROM wanted")
-            (written,) = database.row("SELECT count(*) FROM new_rows")
-            (withheld,) = database.row("SELECT count(*) FROM withheld")
-            if self._place == 0:
-                self._count_unexplained(partition)
-            if written or removed:
-                self._commit(partition, removed, paths)
-            # These rows are settled. Kept, they would be removed once more with the partition that
-            # a document moved away from.
-            database.execute(
-                "DELETE FROM stored WHERE partition = $partition "
-                "OR document_id IN (SELECT document_id FROM owned) "
-                "OR chunk_id IN (SELECT chunk_id FROM strays WHERE home = $partition)",
-                partition=partition,
-            )
+        )
+        partitions = [own.partition for own in group]
+        documents = [own.documents for own in group]
+        chunks = [own.chunks for own in group]
+        self._place_documents(group)
+        database.execute(
+            f"""
+            CREATE OR REPLACE TABLE withheld AS
+            SELECT partition, document_id FROM {with_partition("chunks")}
+            ANTI JOIN placed USING (partition, document_id)
+            UNION SELECT partition, document_id FROM superseded
+            WHERE partition IN (SELECT unnest($partitions))
+            """,
+            chunks=chunks,
+            partitions=partitions,
+        )
+        # Those of these partitions, in the index or not: no older version of them may remain.
+        database.execute(
+            f"""
+            CREATE OR REPLACE TABLE owned AS
+            SELECT d.partition, d.id AS document_id FROM {with_partition("documents")} d
+            ANTI JOIN superseded s ON s.partition = d.partition AND s.document_id = d.id
+            """,
+            documents=documents,
+        )
+        database.execute(
+            f"""
+            CREATE OR REPLACE TABLE wanted AS
+            SELECT {", ".join(f"c.{name}" for name in ROW_IDENTITY)}
+            FROM {with_partition("chunks")} c
+            JOIN {with_partition("documents")} d
+              ON d.partition = c.partition AND d.id = c.document_id
+             AND d.version = c.document_version
+            SEMI JOIN (FROM placed WHERE place = $place) p
+              ON p.partition = c.partition AND p.document_id = c.document_id
+            ANTI JOIN withheld w
+              ON w.partition = c.partition AND w.document_id = c.document_id
+            """,
+            place=self._place,
+            chunks=chunks,
+            documents=documents,
+        )
+        identity = ", ".join(ROW_IDENTITY)
+        database.execute(
+            f"CREATE OR REPLACE TABLE new_rows AS "
+            f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
+        )
+        # A row counts for its own partition, else for the one that its document belongs to now.
+        database.execute(
+            """
+            CREATE OR REPLACE TABLE settled AS
+            SELECT s.chunk_id, s.partition, coalesce(g.partition, o.partition, t.home) AS settles
+            FROM stored s
+            LEFT JOIN (SELECT unnest($partitions) AS partition) g ON g.partition = s.partition
+            LEFT JOIN owned o ON o.document_id = s.document_id
+            LEFT JOIN strays t
+              ON t.chunk_id = s.chunk_id AND t.home IN (SELECT unnest($partitions))
+            WHERE settles IS NOT NULL
+            """,
+            partitions=partitions,
+        )
+        gone = database.rows(
+            "SELECT chunk_id, partition, settles FROM settled "
+            "WHERE chunk_id NOT IN (SELECT chunk_id FROM wanted)"
+        )
+        removed = {chunk: partition for chunk, partition, _ in gone}
+        if len(group) > 1 and len(removed) > _MAX_REMOVALS_BY_ID:
+            return {p: n for own in group for p, n in self.replace([own]).items()}
+        database.execute(
+            "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
+        )
+        rows, written, withheld = (
+            Counter(dict(database.rows(f"SELECT partition, count(*) FROM {table} GROUP BY ALL")))
+            for table in ("wanted", "new_rows", "withheld")
+        )
+        if self._place == 0:
+            self._count_unexplained(partitions)
+        if written or removed:
+            self._commit(group, removed)
+        # These rows are settled. Kept, they would be removed once more with the partition that
+        # a document moved away from.
+        database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM settled)")
+        removed_of = Counter({chunk: of for chunk, _, of in gone}.values())
         return {
-            "rows": rows,
-            "rows_written": written,
-            "rows_removed": len(removed),
-            "documents_withheld": withheld,
+            partition: {
+                "rows": rows[partition],
+                "rows_written": written[partition],
+                "rows_removed": removed_of[partition],
+                "documents_withheld": withheld[partition],
+            }
+            for partition in partitions
         }
 
     def repair(self, damaged_chunk_ids: Sequence[str]) -> None:
@@ -258,44 +312,53 @@ class IndexUpdate:
         self.database.create("damaged", damaged.schema)
         self.database.insert("damaged", damaged)
         self.database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM damaged)")
-        for partition in self.partitions:
-            self.replace(partition)
+        for group in small_ones_together(self.partitions, self.opened, PartitionFiles.size):
+            self.replace(group)
 
-    def _place_documents(self, chunks: str, vectors: dict[int, Path]) -> None:
+    def _place_documents(self, group: Sequence[PartitionFiles]) -> None:
         """Finds the space of each document: as a whole it is in one, or in none."""
-        self.database.create(
-            "placed", pa.schema([("document_id", pa.string()), ("place", pa.int32())])
-        )
-        for place, path in vectors.items():
+        placed = [("partition", pa.string()), ("document_id", pa.string()), ("place", pa.int32())]
+        self.database.create("placed", pa.schema(placed))
+        for place in range(len(self._spaces)):
+            holders = [own for own in group if place in own.vectors]
+            if not holders:
+                continue
             self.database.execute(
-                """
+                f"""
                 INSERT INTO placed
-                SELECT c.document_id, $place FROM read_parquet($chunks) c
-                LEFT JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
-                WHERE c.document_id NOT IN (SELECT document_id FROM placed)
-                GROUP BY c.document_id HAVING count(*) = count(v.content_hash)
+                SELECT c.partition, c.document_id, $place FROM {with_partition("chunks")} c
+                LEFT JOIN {with_partition("vectors")} v USING (partition, content_hash)
+                ANTI JOIN placed p
+                  ON p.partition = c.partition AND p.document_id = c.document_id
+                GROUP BY c.partition, c.document_id HAVING count(*) = count(v.content_hash)
                 """,
                 place=place,
-                chunks=chunks,
-                vectors=str(path),
+                chunks=[own.chunks for own in holders],
+                vectors=[own.vectors[place] for own in holders],
             )
 
-    def _count_unexplained(self, partition: str) -> None:
+    def _count_unexplained(self, partitions: Sequence[str]) -> None:
         """Counts documents that are in no index though no quarantine says why.
 
         That happens when an asset in between was not materialized after the documents.
         """
-        self.database.create("refused", files.QUARANTINE)
-        key = files.embeddings_quarantine_key(self.collection, partition)
-        if self._artifacts.exists(key):
-            with self._artifacts.reading(key) as quarantine:
-                self.database.execute(
-                    "INSERT INTO refused FROM read_parquet($path)", path=str(quarantine)
-                )
+        self.database.create(
+            "refused", pa.schema([("partition", pa.string()), ("document_id", pa.string())])
+        )
+        for partition in partitions:
+            key = files.embeddings_quarantine_key(self.collection, partition)
+            if self._artifacts.exists(key):
+                with self._artifacts.reading(key) as quarantine:
+                    self.database.execute(
+                        "INSERT INTO refused "
+                        "SELECT $partition, document_id FROM read_parquet($path)",
+                        partition=partition,
+                        path=str(quarantine),
+                    )
         (documents,) = self.database.row(
-            "SELECT count(*) FROM owned ANTI JOIN wanted USING (document_id) "
-            "ANTI JOIN (SELECT * FROM placed WHERE place <> $place) USING (document_id) "
-            "ANTI JOIN refused USING (document_id)",
+            "SELECT count(*) FROM owned ANTI JOIN wanted USING (partition, document_id) "
+            "ANTI JOIN (FROM placed WHERE place <> $place) USING (partition, document_id) "
+            "ANTI JOIN refused USING (partition, document_id)",
             place=self._place,
         )
         self.documents_missing += documents
@@ -327,27 +390,33 @@ class IndexUpdate:
         )
         return missing, surplus, gaps
 
-    def _commit(self, partition: str, removed: dict[str, str], paths: dict[str, Any]) -> None:
+    def _commit(self, group: Sequence[PartitionFiles], removed: dict[str, str]) -> None:
         """Args:
-        partition: whose rows are written.
+        group: the partitions whose rows are written.
         removed: the partition of each chunk to remove.
-        paths: files of documents, chunks and vectors.
         """
-        whole = len(removed) > _MAX_REMOVALS_BY_ID
+        # Only one partition has so many.
+        whole = group[0].partition if len(removed) > _MAX_REMOVALS_BY_ID else None
         schema = row_schema(self.space)
+        holders = [own for own in group if self._place in own.vectors]
         rows: Iterable[pa.RecordBatch] = ()
-        if paths["vectors"]:
+        if holders:
             rows = self.database.stream(
                 f"""
                 SELECT c.chunk_id, c.document_id, c.document_version, c.content_hash,
-                       c.chunk_number, c.span_start, c.span_end, $partition AS partition, d.title,
+                       c.chunk_number, c.span_start, c.span_end, c.partition, d.title,
                        c.context, c.text, d.timestamp, d.metadata, v.vector
-                FROM read_parquet($chunks) c
-                SEMI JOIN {"wanted" if whole else "new_rows"} n ON n.chunk_id = c.chunk_id
-                JOIN read_parquet($documents) d ON d.id = c.document_id
-                JOIN read_parquet($vectors) v ON v.content_hash = c.content_hash
+                FROM {with_partition("chunks")} c
+                SEMI JOIN {"wanted" if whole else "new_rows"} n
+                  ON n.partition = c.partition AND n.chunk_id = c.chunk_id
+                JOIN {with_partition("documents")} d
+                  ON d.partition = c.partition AND d.id = c.document_id
+                JOIN {with_partition("vectors")} v
+                  ON v.partition = c.partition AND v.content_hash = c.content_hash
                 """,
-                **paths,
+                chunks=[own.chunks for own in holders],
+                documents=[own.documents for own in holders],
+                vectors=[own.vectors[self._place] for own in holders],
             )
         reader = pa.RecordBatchReader.from_batches(
             schema, (_as_rows(batch, schema, self.space.dimension) for batch in rows)
@@ -356,10 +425,10 @@ class IndexUpdate:
             self.collection,
             self.space,
             reader,
-            remove_chunk_ids=[c for c, of in removed.items() if not whole or of != partition],
+            remove_chunk_ids=[c for c, of in removed.items() if whole is None or of != whole],
             # Not where another run has put a document that moved, in the meantime.
             remove_from_partitions=sorted({*removed.values()}),
-            remove_rest_of_partition=partition if whole else None,
+            remove_rest_of_partition=whole,
         )
 
     def _find_claims(self) -> None:

@@ -21,7 +21,13 @@ from resources.embedder import EmbeddingBatch, EmbeddingError, Role
 from resources.embedding_cache import CONTENT_HASH_TYPE
 from resources.embedding_space import EmbeddingSpace
 from resources.lancedb_store import LanceDBVectorStore
-from tests.fakes import NOT_A_NUMBER, POISON, CountingEmbedder, word_piece_tokenizer
+from tests.fakes import (
+    NOT_A_NUMBER,
+    POISON,
+    CountingEmbedder,
+    fake_vector,
+    word_piece_tokenizer,
+)
 from tests.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
 from tests.test_chunking import byte_level, generated_texts
 
@@ -916,6 +922,7 @@ def test_a_range_run_that_fails_late_keeps_what_was_finished_and_resumes(tmp_pat
         _dated(f"d{year}-{i}", f"{year}-03-01") for year in range(2022, 2026) for i in range(4)
     ]
     settings = {**YEARS, "partitions": {"by": "year", "start": "2022-01-01"}}
+    settings["embedder"] = {"flush_size": 4}  # else one call would have texts of all years
     instance_folder = tmp_path / "instance"
     instance_folder.mkdir()
     with dg.DagsterInstance.local_temp(str(instance_folder)) as instance:
@@ -943,9 +950,34 @@ def test_a_range_run_that_fails_late_keeps_what_was_finished_and_resumes(tmp_pat
         assert leftovers == []
 
 
+def test_small_partitions_share_a_call_and_each_keeps_its_own_numbers(tmp_path: Path) -> None:
+    records = [
+        _dated(f"d{year}-{i}", f"{year}-03-01", text="the same in every year" if i == 0 else "")
+        for year in (2023, 2024, 2025)
+        for i in range(3)
+    ]
+    pipeline = _pipeline(tmp_path, records, YEARS)
+    result = pipeline.run("2023", "2025")
+    assert _fake(pipeline).batch_sizes == [7]
+    told = per_partition(result, "embeddings")
+    assert {p: (n["embedded"], n["cache_hits"]) for p, n in told.items() if n["chunks"]} == {
+        "2023": (3, 0),
+        "2024": (2, 1),
+        "2025": (2, 1),
+    }
+    assert all(n["cache_hits"] + n["cache_misses"] == n["distinct_chunks"] for n in told.values())
+    for row in pipeline.rows():
+        expected = fake_vector(row["context"] + row["text"], len(row["vector"]))
+        np.testing.assert_allclose(row["vector"], expected, atol=1e-6)
+    assert len(pipeline.rows()) == 9
+    assert all(checks(result).values())
+
+
 def test_a_store_that_fails_in_a_late_partition_keeps_earlier_ones_and_resumes(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("embedding_assets.range_run._PARTITIONS_TOGETHER", 1)
+
     class FailsAt2024(LanceDBVectorStore):
         def replace(
             self, collection: str, space: EmbeddingSpace, rows: pa.RecordBatchReader, **options: Any
