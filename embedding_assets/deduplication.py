@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from embedding_assets import artifacts as files
 from embedding_assets.chunking import ALGORITHM_VERSION, DocumentTokenizer, Offsets, split
 from embedding_assets.collection import Collection
 from embedding_assets.range_run import Progress, RangeRun, is_long
-from embedding_assets.scratch import Scratch, scratch
+from embedding_assets.scratch import Scratch, scratch, with_partition
 from embedding_assets.settings import ChunkingSettings
 from resources.artifact_store import ArtifactStore
 from resources.content_identity import chunk_id, content_hash
@@ -44,7 +44,8 @@ def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
     def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
         splitter = Splitter(collection.name, collection.settings.chunking, resources.embedder)
-        with RangeRun(context) as run, scratch() as database:
+        # What really was cached and embedded is told by `embeddings`, for each partition.
+        with RangeRun(context, essential=()) as run, scratch() as database:
             progress = Progress(context.log, "documents", partitions=len(run.partitions))
             planner = Planner(
                 collection.name,
@@ -325,7 +326,7 @@ class Planner:
         artifacts: where chunks are, and plans go.
         cache: is asked for keys only.
         database: for counts that spill to disk.
-        finish: called for each partition with its numbers when its plan is written.
+        finish: called with the numbers of partitions when their plans are written.
     """
 
     def __init__(
@@ -335,7 +336,7 @@ class Planner:
         artifacts: ArtifactStore,
         cache: EmbeddingCache,
         database: Scratch,
-        finish: Callable[[str, dict[str, Any]], None],
+        finish: Callable[[dict[str, dict[str, Any]]], None],
     ) -> None:
         self._collection = collection
         self._space = space
@@ -343,60 +344,60 @@ class Planner:
         self._cache = cache
         self._database = database
         self._finish = finish
-        self._waiting: list[tuple[str, dict[str, Any], pa.RecordBatch]] = []
+        self._waiting: dict[str, dict[str, Any]] = {}
         self._rows = 0
         self._flushed = time.monotonic()
 
     def add(self, partition: str, numbers: dict[str, Any]) -> None:
         """Plans a partition now, or with its neighbours; `numbers` are those of its chunks."""
-        if numbers["chunks"] >= _HASHES_PER_LOOKUP:
+        if self._rows + numbers["chunks"] > _HASHES_PER_LOOKUP:
             self.flush()
-            with self._distinct(partition) as batches:
-                self._write(partition, numbers, map(self._looked_up, batches))
-            return
-        with self._distinct(partition) as batches:
-            table = pa.Table.from_batches(batches, files.PLAN.remove(_CACHED))
-        (batch,) = table.combine_chunks().to_batches() or [_nothing_planned()]
-        self._waiting.append((partition, numbers, batch))
-        self._rows += len(batch)
-        if is_long(time.monotonic() - self._flushed) or self._rows >= _HASHES_PER_LOOKUP:
+        self._waiting[partition] = numbers
+        self._rows += numbers["chunks"]
+        if is_long(time.monotonic() - self._flushed):
             self.flush()
 
     def flush(self) -> None:
-        """Plans the partitions that are waiting."""
-        if self._waiting:
-            together = pa.Table.from_batches([batch for _, _, batch in self._waiting])
-            cached = self._held(together["content_hash"].combine_chunks())
-            start = 0
-            for partition, numbers, batch in self._waiting:
-                own = cached[start : start + len(batch)]
-                self._write(partition, numbers, [_planned(batch, own)])
-                start += len(batch)
-        self._waiting, self._rows, self._flushed = [], 0, time.monotonic()
+        """Plans the partitions that are waiting: some small ones, or one of any size."""
+        if not self._waiting:
+            return
+        with ExitStack() as stack:
+            partitions = {
+                str(stack.enter_context(self._artifacts.reading(key))): partition
+                for partition in self._waiting
+                for key in [files.chunks_key(self._collection, partition)]
+            }
+            planned = {
+                partition: self._write(partition, batches)
+                for partition, batches in files.grouped_by_partition(self._planned(partitions))
+            }
+        for partition in self._waiting.keys() - planned.keys():
+            planned[partition] = self._write(partition, ())
+        self._finish({p: {**numbers, **planned[p]} for p, numbers in self._waiting.items()})
+        self._waiting, self._rows, self._flushed = {}, 0, time.monotonic()
 
-    def _looked_up(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        return _planned(batch, self._held(batch["content_hash"]))
+    def _planned(self, partitions: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        """Yields a column `partition` and those of `artifacts.PLAN`, one partition after another.
 
-    def _held(self, hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        return self._cache.contains(self._space, pa.array(hashes).cast(CONTENT_HASH_TYPE))
+        Args:
+            partitions: the partition of each file of chunks.
+        """
+        self._database.name_partitions(partitions)
+        # One partition may be too large to be sorted, and need not be.
+        in_order = "ORDER BY partition" if len(partitions) > 1 else ""
+        for batch in self._database.stream(
+            "SELECT partition, content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
+            "min(tokens_truncated) AS tokens_truncated "
+            f"FROM {with_partition('chunks')} GROUP BY partition, content_hash {in_order}",
+            batch_rows=_HASHES_PER_LOOKUP,
+            chunks=[*partitions],
+        ):
+            hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
+            cached = self._cache.contains(self._space, hashes)
+            names = [*batch.schema.names, "cached"]
+            yield pa.record_batch([*batch.columns, pa.array(cached)], names=names)
 
-    @contextmanager
-    def _distinct(self, partition: str) -> Iterator[Iterator[pa.RecordBatch]]:
-        with self._artifacts.reading(files.chunks_key(self._collection, partition)) as chunks:
-            yield (
-                batch.cast(files.PLAN.remove(_CACHED))
-                for batch in self._database.stream(
-                    "SELECT content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
-                    "min(tokens_truncated) AS tokens_truncated "
-                    "FROM read_parquet($chunks) GROUP BY content_hash",
-                    batch_rows=_HASHES_PER_LOOKUP,
-                    chunks=str(chunks),
-                )
-            )
-
-    def _write(
-        self, partition: str, numbers: dict[str, Any], batches: Iterable[pa.RecordBatch]
-    ) -> None:
+    def _write(self, partition: str, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
         planned = {"distinct_chunks": 0, "cache_hits": 0, "cache_misses": 0, "tokens_to_embed": 0}
 
         def counted() -> Iterator[pa.RecordBatch]:
@@ -413,16 +414,4 @@ class Planner:
             files.write_parquet(path, files.PLAN, counted())
         looked_up = planned["distinct_chunks"]
         hit_rate = planned["cache_hits"] / looked_up if looked_up else 1.0
-        self._finish(partition, {**numbers, **planned, "cache_hit_rate": hit_rate})
-
-
-_CACHED = files.PLAN.get_field_index("cached")
-
-
-def _planned(batch: pa.RecordBatch, cached: np.ndarray) -> pa.RecordBatch:
-    return pa.record_batch([*batch.columns, pa.array(cached)], names=files.PLAN.names)
-
-
-def _nothing_planned() -> pa.RecordBatch:
-    schema = files.PLAN.remove(_CACHED)
-    return pa.record_batch([pa.array([], field.type) for field in schema], schema=schema)
+        return {**planned, "cache_hit_rate": hit_rate}

@@ -36,6 +36,9 @@ _RECORDS = pa.schema(
 _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(files.QUARANTINE)[:-1]])
 
 
+CHANGES = ("added", "changed", "unchanged", "deleted", "quarantined")
+
+
 def documents_asset(collection: Collection) -> dg.AssetsDefinition:
     checks = DocumentChecks(collection)
 
@@ -48,7 +51,7 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
     )
     def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        with RangeRun(context) as run:
+        with RangeRun(context, CHANGES) as run:
             ingested = ingest(
                 resources.source,
                 resources.artifacts,
@@ -94,7 +97,7 @@ def ingest(
     read_periods: Sequence[tuple[datetime, datetime]] | None,
     state: SourceState,
     all_partitions: Iterable[str],
-    finish: Callable[[str, dict[str, Any]], None],
+    finish: Callable[[dict[str, dict[str, Any]]], None],
     log: logging.Logger,
 ) -> Ingested:
     """Reads the source once and replaces the documents of each of the partitions.
@@ -107,7 +110,7 @@ def ingest(
         read_periods: their periods, for a source that can limit what it reads; None for all.
         state: tells the partition of a document, and gathers what the source holds of each.
         all_partitions: every partition key of the collection.
-        finish: called for each partition with its numbers when its files are written.
+        finish: called with the numbers of a partition when its files are written.
         log: progress goes here.
 
     Returns:
@@ -164,7 +167,7 @@ def ingest(
             stored += numbers["documents"]
             changes = {name: n for name, n in numbers.items() if name != "documents"}
             progress.advance(numbers["documents"], **changes, errors=quarantined)
-            finish(partition, {**numbers, "quarantined": quarantined})
+            finish({partition: {**numbers, "quarantined": quarantined}})
         (unplaced,) = database.row("SELECT count(*) FROM refusals WHERE partition IS NULL")
         progress.advance(0, errors=unplaced)
         progress.finish()

@@ -70,21 +70,19 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
             collection.settings.embedder.flush_size,
         )
         total = EmbeddingNumbers()
-        with RangeRun(context) as run, scratch() as database:
+        with RangeRun(context, _ESSENTIAL) as run, scratch() as database:
             progress = Progress(context.log, "chunks", partitions=len(run.partitions))
             try:
-                for partition, numbers in job.run(run.partitions, database, progress):
-                    total.add(numbers)
-                    run.finish(
-                        partition,
-                        {
-                            **numbers.metadata(),
-                            "peak_memory_mb": peak_memory_mb(),
-                            "embedding_space": resources.embedder.space.id,
-                            "model": resources.embedder.space.model,
-                            "embedder": resources.embedder.describe(),
-                        },
-                    )
+                for numbers in job.run(run.partitions, database, progress):
+                    same = {
+                        "peak_memory_mb": peak_memory_mb(),
+                        "embedding_space": resources.embedder.space.id,
+                        "model": resources.embedder.space.model,
+                        "embedder": resources.embedder.describe(),
+                    }
+                    for own in numbers.values():
+                        total.add(own)
+                    run.finish({p: {**own.metadata(), **same} for p, own in numbers.items()})
             except SpaceDriftError as drift:
                 context.log_event(checks.drifted(drift))  # pyright: ignore[reportArgumentType]
                 raise
@@ -186,6 +184,13 @@ _SELDOM = (
 )  # fmt: skip
 
 
+_ESSENTIAL = (
+    "chunks", "distinct_chunks", "cache_hits", "cache_misses", "cache_hit_rate", "embedded",
+    "errors", "error_rate", "tokens", "tokens_truncated", "chunks_per_second", "tokens_per_second",
+    "peak_memory_mb", *_SELDOM,
+)  # fmt: skip
+
+
 class EmbeddingJob:
     """Embeds what the cache lacks. Each finished call is durable in the cache before it counts."""
 
@@ -205,7 +210,7 @@ class EmbeddingJob:
 
     def run(
         self, partitions: Iterable[str], database: Scratch, progress: Progress
-    ) -> Iterator[tuple[str, EmbeddingNumbers]]:
+    ) -> Iterator[dict[str, EmbeddingNumbers]]:
         """Writes the vectors of partitions, and the chunks that could not be embedded.
 
         Small partitions share look-ups and calls of the model. A content that several of them hold
@@ -213,7 +218,7 @@ class EmbeddingJob:
         time which it has of the chunks.
 
         Yields:
-            The partitions, each when everything of it is written.
+            The numbers of one or more partitions when everything of them is written.
         """
         for places in small_ones_together(partitions, self._opened, _Place.size):
             yield from self._run(places, database, progress)
@@ -228,7 +233,7 @@ class EmbeddingJob:
 
     def _run(
         self, places: list["_Place"], database: Scratch, progress: Progress
-    ) -> Iterator[tuple[str, EmbeddingNumbers]]:
+    ) -> Iterator[dict[str, EmbeddingNumbers]]:
         database.create("failed", _FAILED)
         database.name_partitions(
             {path: place.partition for place in places for path in (place.plan, place.chunks)}
@@ -239,7 +244,7 @@ class EmbeddingJob:
         with stopwatch() as whole:
             try:
                 self._with_primary(work)
-            except (EmbeddingError, SpaceDriftError) as error:
+            except Exception as error:
                 failure = error
                 work = self._finished_ones(work)
             if self._providers.other_space is not None:
@@ -250,12 +255,12 @@ class EmbeddingJob:
         for own in work.numbers.values():
             share = own.distinct_chunks / distinct if distinct else 1 / len(work.numbers)
             own.seconds = whole["seconds"] * share
-        yield from work.numbers.items()
+        yield work.numbers
         if failure is not None:
             raise failure
 
     def _finished_ones(self, work: "_Work") -> "_Work":
-        """Writes the vectors of those partitions for which a failed embedder was not needed."""
+        """Writes the vectors of those partitions that needed nothing any more when one failed."""
         unfinished = {
             partition
             for (partition,) in work.database.rows(

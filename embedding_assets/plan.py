@@ -64,8 +64,9 @@ def plan(
     collection = Collection(settings)
     numbers: dict[str, dict[str, Any]] = {partition: {} for partition in partitions}
 
-    def finish(partition: str, some: dict[str, Any]) -> None:
-        numbers[partition] |= some
+    def finish(finished: dict[str, dict[str, Any]]) -> None:
+        for partition, some in finished.items():
+            numbers[partition] |= some
 
     with _overlay(resources.artifacts) as artifacts:
         ingested = ingest(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ _RECORD_AT_ONCE_AFTER_SECONDS = 1.0
 # What a killed process had in hand is done again, so no more than a few seconds' work.
 _BYTES_TOGETHER = 1_000_000
 _PARTITIONS_TOGETHER = 64  # each has some files open at a time
+# Dagster keeps each number of each partition twice, in some 300 bytes. That is nothing for some
+# partitions, and of thousands more than all the rest of its event log.
+_FEW_PARTITIONS = 100
 _PROGRESS_SECONDS = 5.0
 _LINES_OF_RATE = 6
 
@@ -66,11 +69,19 @@ class RangeRun:
 
     At the end of a step Dagster records all its partitions; if the step fails, none. This records
     the finished ones in that case too.
+
+    Args:
+        context: the step's.
+        essential: the numbers that each partition keeps in a run over very many; None: all.
     """
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(
+        self, context: dg.AssetExecutionContext, essential: Collection[str] | None = None
+    ) -> None:
         self._context = context
         self.partitions = list(context.partition_keys)
+        few = len(self.partitions) <= _FEW_PARTITIONS
+        self._essential = None if few else essential
         self._unrecorded: dict[str, dict[str, Any]] = {}
         self._started = time.monotonic()
 
@@ -78,13 +89,18 @@ class RangeRun:
         give_back_freed_memory()
         return self
 
-    def finish(self, partition: str, metadata: Mapping[str, Any]) -> None:
-        """Call this when everything of the partition is durable."""
-        plain = {key: _plain(value) for key, value in metadata.items()}
-        self._context.add_asset_metadata(plain, partition_key=partition)
-        self._unrecorded[partition] = plain
+    def finish(self, finished: Mapping[str, Mapping[str, Any]]) -> None:
+        """Call this with the metadata of partitions when everything of them is durable."""
+        for partition, metadata in finished.items():
+            plain = {
+                key: _plain(value)
+                for key, value in metadata.items()
+                if self._essential is None or key in self._essential
+            }
+            self._context.add_asset_metadata(plain, partition_key=partition)
+            self._unrecorded[partition] = plain
         now = time.monotonic()
-        if is_long(now - self._started) and len(self.partitions) > 1:
+        if len(self.partitions) > 1 and is_long((now - self._started) / max(1, len(finished))):
             self._record()
         self._started = now
 

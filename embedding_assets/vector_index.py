@@ -44,7 +44,7 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
     def vector_index(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
         spaces = [embedder.space for embedder in resources.embedders]
-        with RangeRun(context) as run, ExitStack() as stack:
+        with RangeRun(context, essential=("rows_written",)) as run, ExitStack() as stack:
             updates = [
                 IndexUpdate(
                     collection.name,
@@ -64,9 +64,11 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
             progress = Progress(context.log, "partitions indexed", len(run.partitions))
             first = updates[0]
             for group in small_ones_together(run.partitions, first.opened, PartitionFiles.size):
-                for partition, numbers in _replace(updates, group).items():
-                    progress.advance()
-                    run.finish(partition, {**numbers, "embedding_space": spaces[0].id})
+                replaced = _replace(updates, group)
+                progress.advance(len(group))
+                run.finish(
+                    {p: {**own, "embedding_space": spaces[0].id} for p, own in replaced.items()}
+                )
             for space in spaces:
                 resources.store.maintain(collection.name, space)
             results = checks.results(context, resources, updates)

@@ -115,8 +115,9 @@ def main() -> None:
     folder = Path(orders["folder"])
     number = signal.Signals[orders["signal"]]
     kill_at(orders["point"], lambda: os.kill(os.getpid(), number))
-    if number == signal.SIGKILL:
-        # As if each partition took long; one that is done fast is recorded later.
+    if not orders["small"]:
+        # As if each partition were large and took long.
+        range_run._PARTITIONS_TOGETHER = 1
         range_run._RECORD_AT_ONCE_AFTER_SECONDS = 0.0
     with dagster_instance(folder) as instance:
         result = pipeline(folder, Path(orders["source"])).run(

@@ -88,9 +88,25 @@ def journal(folder: Path) -> list[str]:
     return (folder / "journal").read_text().split()
 
 
-def run_and_kill(folder: Path, source: Path, point: list[Any], signal_name: str = "SIGKILL") -> int:
-    """Runs all assets in a process that signals itself; returns its exit status."""
-    orders = {"folder": str(folder), "source": str(source), "point": point, "signal": signal_name}
+def run_and_kill(
+    folder: Path,
+    source: Path,
+    point: list[Any],
+    signal_name: str = "SIGKILL",
+    *,
+    small: bool = False,
+) -> int:
+    """Runs all assets in a process that signals itself; returns its exit status.
+
+    Its partitions are handled as large ones, each by itself, or as the small ones that they are.
+    """
+    orders = {
+        "folder": str(folder),
+        "source": str(source),
+        "point": point,
+        "signal": signal_name,
+        "small": small,
+    }
     process = subprocess.run(
         [sys.executable, "-m", "tests.kill_runner", json.dumps(orders)],
         cwd=Path(__file__).parents[1],
@@ -138,6 +154,11 @@ class Case:
     asset: str
     points: list[list[Any]]
     recorded: list[int]
+    small: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.asset} of small partitions" if self.small else self.asset
 
 
 CASES = [
@@ -168,6 +189,23 @@ CASES = [
         [["replace", "before", 2], ["replace", "during", 2], ["replace", "after", 1]],
         recorded=[1, 2, 2],
     ),
+    # A killed process records nothing of what takes less than a second, and loses one flush.
+    Case(
+        "embeddings",
+        [
+            ["put", "before", 3],
+            ["put", "after", 5],
+            ["write", "embeddings", "vectors.parquet", "before", 2],
+        ],
+        recorded=[0, 0, 0],
+        small=True,
+    ),
+    Case(
+        "vector_index",
+        [["replace", "before", 1], ["replace", "during", 1], ["replace", "after", 1]],
+        recorded=[0, 0, 0],
+        small=True,
+    ),
 ]
 
 
@@ -180,12 +218,12 @@ def folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.asset)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_after_kill_9_the_same_command_leaves_what_an_undisturbed_run_leaves(
     world: World, folder: Path, case: Case
 ) -> None:
     for point, finished in zip(case.points, case.recorded, strict=True):
-        assert run_and_kill(folder, world.source, point) == -signal.SIGKILL, point
+        assert run_and_kill(folder, world.source, point, small=case.small) == -9, point
         assert len(recorded(folder, case.asset)) == finished, point
 
     state = pipeline(folder, world.source)

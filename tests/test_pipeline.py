@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
+from embedding_assets.collection import Collection
 from embedding_assets.deduplication import Splitter
 from embedding_assets.settings import ChunkingSettings
 from embedding_assets.vector_index import IndexUpdate
@@ -971,6 +972,26 @@ def test_small_partitions_share_a_call_and_each_keeps_its_own_numbers(tmp_path: 
         np.testing.assert_allclose(row["vector"], expected, atol=1e-6)
     assert len(pipeline.rows()) == 9
     assert all(checks(result).values())
+
+
+def test_partitions_of_a_run_over_very_many_keep_their_essential_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [_dated(f"d{year}", f"{year}-03-01") for year in (2023, 2024, 2025)]
+    pipeline = _pipeline(tmp_path, records, YEARS)
+    monkeypatch.setattr("embedding_assets.range_run._FEW_PARTITIONS", 1)
+    result = pipeline.run("2023", "2024")
+    kept = {asset: set(per_partition(result, asset)["2023"]) for asset in Collection.ASSETS}
+    assert kept["documents"] == {"added", "changed", "unchanged", "deleted", "quarantined"}
+    assert kept["embeddings"] == {
+        "chunks", "distinct_chunks", "cache_hits", "cache_misses", "cache_hit_rate", "embedded",
+        "tokens", "tokens_truncated", "chunks_per_second", "tokens_per_second", "errors",
+        "error_rate", "peak_memory_mb",
+    }  # fmt: skip
+    assert kept["vector_index"] == {"rows_written"}
+    assert numbers(result, "embeddings")["embedded"] == 2
+    alone = pipeline.run("2025")
+    assert set(per_partition(alone, "deduplicated_chunks")["2025"]) > {"chunks", "cache_hit_rate"}
 
 
 def test_a_store_that_fails_in_a_late_partition_keeps_earlier_ones_and_resumes(
