@@ -23,7 +23,7 @@ import dagster as dg
 from benchmarks.measure import Line, print_tables, write_results
 from embedding_assets.collection import Collection
 from tests.backfill_project import EMPTY, VARIABLE, partition_keys, write_corpus
-from tests.dagster_server import DagsterServer, dagster_server
+from tests.dagster_server import DagsterServer, dagster_server, instance_in
 
 CORPUS = "corpus"
 _DEADLINE = 4 * 3600.0
@@ -81,7 +81,7 @@ def _size(home: Path) -> int:
 
 
 def _recorded(home: Path, last: dg.AssetKey) -> dict[str, int]:
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with instance_in(home) as instance:
         return {"materialized": len(instance.get_materialized_partitions(last))}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import dagster as dg
 import psutil
+import pytest
 
 PROJECT = Path(__file__).parents[1]
 
@@ -168,6 +169,15 @@ class DagsterServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+@contextmanager
+def instance_in(home: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of a folder with the project's own dagster.yaml."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", str(home))
+        with dg.DagsterInstance.get() as instance:
+            yield instance
 
 
 @contextmanager

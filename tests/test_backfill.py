@@ -1,6 +1,7 @@
 """Backfills launched as the UI does: real webserver, daemon and runs, killed on the way."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 
 from embedding_assets.collection import Collection
 from tests.backfill_project import VARIABLE, partition_keys, pipeline, write_corpus
-from tests.dagster_server import PROJECT, dagster_server
+from tests.dagster_server import PROJECT, dagster_server, instance_in
 
 PARTITIONS, DOCUMENTS, PER_RUN = 40, 3, 2  # many runs, so that a cancel finds some undone
 
@@ -47,7 +48,7 @@ def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothi
         )
         assert server.backfill(resumed)["status"] == "COMPLETED_SUCCESS"
 
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with instance_in(home) as instance:
         for asset in assets:
             keys = partition_keys(PARTITIONS)
             assert instance.get_materialized_partitions(asset) == set(keys)
@@ -69,9 +70,12 @@ def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothi
     assert len({row["document_id"] for row in rows}) == len(rows) == PARTITIONS * DOCUMENTS
 
 
-def test_the_instance_limits_runs_and_pools_retries_killed_runs_and_sends_nothing() -> None:
+def test_the_instance_limits_runs_and_pools_retries_killed_runs_and_sends_nothing(
+    tmp_path: Path,
+) -> None:
     path = PROJECT / "dagster_home" / "dagster.yaml"
-    with dg.DagsterInstance.from_config(str(path.parent)) as instance:
+    shutil.copy(path, tmp_path)
+    with instance_in(tmp_path) as instance:
         assert not instance.telemetry_enabled
         assert instance.global_op_concurrency_default_limit == 1
         assert instance.run_retries_enabled
