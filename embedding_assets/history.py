@@ -7,6 +7,9 @@ from operator import attrgetter
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+)
 
 _RECORDS_PER_QUERY = 1_000
 _PIECES = 100
@@ -53,9 +56,17 @@ def latest_materializations(
             continue
         key = (record.run_id, materialization.partition or "")
         if key not in found:
-            numbers = _numbers(materialization.metadata)
+            numbers = _completed(_numbers(materialization.metadata))
             found[key] = PartitionNumbers(*key, record.timestamp, numbers)
     return list(found.values())
+
+
+def _completed(numbers: dict[str, float]) -> dict[str, float]:
+    """Partitions of a run over very many keep the rate, and not the time that it was made of."""
+    rate = numbers.get("chunks_per_second")
+    if rate and "seconds_embedding" not in numbers:
+        numbers["seconds_embedding"] = numbers.get("embedded", 0.0) / rate
+    return numbers
 
 
 def _records(instance: dg.DagsterInstance, asset: dg.AssetKey, limit: int) -> Iterator[Any]:
@@ -106,13 +117,16 @@ def latest_check_numbers(
         counts: whether a result with these numbers counts as a run.
         runs: how many to return at most; four times as many are looked at.
     """
-    # One record a run in an indexed table, whatever the number of its partitions.
-    records = instance.event_log_storage.get_asset_check_execution_history(check, limit=4 * runs)
+    # One record a run in an indexed table, and with most storages one more for each of its
+    # partitions, which stays planned for ever.
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        check, limit=4 * runs, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+    )
     evaluations = (record.evaluation for record in records)
     numbers = (
         _numbers(evaluation.metadata)
         for evaluation in evaluations
-        if isinstance(evaluation, dg.AssetCheckEvaluation)  # not those that are only planned
+        if isinstance(evaluation, dg.AssetCheckEvaluation)
     )
     return list(islice(filter(counts, numbers), runs))
 

@@ -295,10 +295,7 @@ def _neighbours(collection: str, resources: CollectionResources, sample: VectorS
 
 
 def _seconds(entry: PartitionNumbers) -> float:
-    """Partitions of a run over very many do not keep how long all of it took."""
-    rate = entry.numbers.get("chunks_per_second")
-    embedding = entry.numbers.get("embedded", 0.0) / rate if rate else 0.0
-    return entry.numbers.get("seconds", embedding)
+    return entry.numbers.get("seconds", entry.numbers.get("seconds_embedding", 0.0))
 
 
 def _slowest(history: Sequence[PartitionNumbers]) -> str:

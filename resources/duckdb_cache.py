@@ -84,7 +84,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
 
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:
         found = np.zeros(len(content_hashes), dtype=bool)
-        if len(content_hashes):
+        if len(content_hashes) and self._is_there():
             held = self._act(lambda database: _held(database, space, content_hashes), space)
             found[held["number"]] = True
         return found
@@ -92,7 +92,9 @@ class DuckDBEmbeddingCache(EmbeddingCache):
     def get(self, space: EmbeddingSpace, content_hashes: pa.Array) -> CachedVectors:
         if not len(content_hashes):
             return no_vectors(space, 0)
-        answer = self._act(lambda database: _get(database, space, content_hashes), space)
+        answer = no_vectors(space, len(content_hashes))
+        if self._is_there():
+            answer = self._act(lambda database: _get(database, space, content_hashes), space)
         self.count_lookup(space, answer.found)
         return answer
 
@@ -160,7 +162,11 @@ class DuckDBEmbeddingCache(EmbeddingCache):
     def _act_if_there(
         self, action: Callable[[duckdb.DuckDBPyConnection], list[_Item]]
     ) -> list[_Item]:
-        return self._act(action) if Path(self.path).exists() else []
+        return self._act(action) if self._is_there() else []
+
+    def _is_there(self) -> bool:
+        """Whether there is a file: who only asks makes none."""
+        return Path(self.path).exists()
 
     def _smaller(self, removed: list[Removed], dry_run: bool) -> list[Removed]:
         """Gives the room of removed entries back to the file system."""

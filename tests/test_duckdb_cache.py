@@ -116,8 +116,10 @@ def test_a_slice_of_an_array_is_looked_up_as_what_it_shows(cache):
     assert answer.found.tolist() == [True, True, False]
 
 
-def test_empty_inputs_are_answered_without_a_file(cache):
+def test_questions_and_empty_inputs_are_answered_without_a_file(cache):
     cache.put(SPACE, hashes(), vectors())
+    assert not cache.contains(SPACE, hashes(1, 2)).any()
+    assert not cache.get(SPACE, hashes(1, 2)).found.any()
     assert cache.contains(SPACE, hashes()).shape == (0,)
     assert cache.get(SPACE, hashes()).vectors.shape == (0, 16)
     assert cache.statistics() == []
@@ -232,12 +234,6 @@ def test_two_hashes_that_begin_alike_never_get_each_others_vector(cache):
         np.testing.assert_array_equal(answer.vectors, vectors(*numbers))
     cache.put(SPACE, both, vectors(5, 6))
     assert sorted(entries(cache)) == [first, second]
-
-
-def test_a_slice_of_hashes_is_looked_up_as_such(cache):
-    cache.put(SPACE, hashes(*range(10)).slice(4, 3), vectors(4, 5, 6))
-    assert cache.contains(SPACE, hashes(*range(10))).tolist() == [4 <= i < 7 for i in range(10)]
-    assert cache.get(SPACE, hashes(*range(10)).slice(6)).found.tolist() == [True, *[False] * 3]
 
 
 def test_a_file_from_before_it_held_prefixes_is_completed(cache):

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from embedding_assets.collection import Collection
 from embedding_assets.deduplication import Splitter
+from embedding_assets.history import latest_materializations
 from embedding_assets.settings import ChunkingSettings
 from embedding_assets.vector_index import IndexUpdate
 from resources.content_identity import content_hash
@@ -989,6 +990,10 @@ def test_partitions_of_a_run_over_very_many_keep_their_essential_numbers(
         "error_rate", "peak_memory_mb",
     }  # fmt: skip
     assert kept["vector_index"] == {"rows_written"}
+    asset = dg.AssetKey(["corpus", "embeddings"])
+    history = latest_materializations(pipeline._instance, asset, 10)
+    assert len(history) == 2
+    assert all(entry.numbers["seconds_embedding"] > 0 for entry in history)
     assert numbers(result, "embeddings")["embedded"] == 2
     alone = pipeline.run("2025")
     assert set(per_partition(alone, "deduplicated_chunks")["2025"]) > {"chunks", "cache_hit_rate"}

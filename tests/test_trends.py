@@ -7,9 +7,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from embedding_assets.history import latest_check_numbers
 from embedding_assets.trends import trend
 from tests.fakes import POISON, CountingEmbedder
-from tests.pipeline import Pipeline, write_jsonl
+from tests.pipeline import ASSETS, Pipeline, write_jsonl
 
 ASSET = dg.AssetKey(["corpus", "embeddings"])
 
@@ -66,6 +67,30 @@ def test_better_is_never_worse() -> None:
 def test_the_change_is_told_against_the_median() -> None:
     told = compare("throughput", [speed(n) for n in (80, 100, 400)], speed(25), 0.5).metadata()
     assert told == {"runs_compared": 3, "median_of_last_runs": 100, "change": -0.75}
+
+
+def test_runs_over_many_partitions_do_not_hide_each_other(tmp_path: Path) -> None:
+    days = 50
+    records = [
+        {"id": str(day), "created": f"2026-01-01T{day % 24}:00:00", "text": f"text {day}"}
+        for day in range(3)
+    ]
+    source = write_jsonl(tmp_path / "source.jsonl", records)
+    pipeline = Pipeline(
+        tmp_path,
+        str(source),
+        settings={
+            "source": {"fields": {"timestamp": "created"}},
+            "partitions": {"by": "day", "start": "2026-01-01"},
+        },
+    )
+    assert pipeline.partitions is not None
+    keys = pipeline.partitions.get_partition_keys()
+    for run in range(3):
+        pipeline.run(keys[0], keys[days - 1], assets=ASSETS if run == 0 else ["embeddings"])
+    check = dg.AssetCheckKey(ASSET, "cache_hit_rate")
+    found = latest_check_numbers(pipeline._instance, check, lambda _: True, runs=3)
+    assert [run["cache_hit_rate"] for run in found] == [1, 1, 0]
 
 
 def test_with_too_little_history_nothing_is_claimed() -> None:
