@@ -235,6 +235,7 @@ class EmbeddingJob:
         self, places: list["_Place"], database: Scratch, progress: Progress
     ) -> Iterator[dict[str, EmbeddingNumbers]]:
         database.create("failed", _FAILED)
+        _forget_missing(database)
         database.name_partitions(
             {path: place.partition for place in places for path in (place.plan, place.chunks)}
         )
@@ -396,8 +397,7 @@ class EmbeddingJob:
         **parameters: Any,
     ) -> Iterator[_Vectors]:
         """Yields cached vectors, then those that `embedded` makes of what is missing."""
-        for table in ("missing", "settled"):
-            work.database.create(table, _CHUNKS)
+        _forget_missing(work.database)
         rows = f"SELECT partition, content_hash, chunk_id FROM {wanted}"
         if len(work.places) == 1:
             passes = [rows]
@@ -579,6 +579,12 @@ class _Work:
 _ALL_PLANS, _ALL_CHUNKS = with_partition("plan"), with_partition("chunks")
 _CHUNKS = pa.schema([(name, pa.string()) for name in ("partition", "chunk_id")])
 _FAILED = pa.schema([*_CHUNKS, ("reason", pa.string()), ("detail", pa.string())])
+
+
+def _forget_missing(database: Scratch) -> None:
+    """Empties the tables of chunks that the cache lacked, and of those that were tried since."""
+    for table in ("missing", "settled"):
+        database.create(table, _CHUNKS)
 
 
 def _texts(batch: pa.RecordBatch) -> list[str]:

@@ -72,7 +72,7 @@ def test_the_change_is_told_against_the_median() -> None:
 def test_runs_over_many_partitions_do_not_hide_each_other(tmp_path: Path) -> None:
     days = 50
     records = [
-        {"id": str(day), "created": f"2026-01-01T{day % 24}:00:00", "text": f"text {day}"}
+        {"id": str(day), "created": f"2026-01-01T0{day}:00:00", "text": f"text {day}"}
         for day in range(3)
     ]
     source = write_jsonl(tmp_path / "source.jsonl", records)
