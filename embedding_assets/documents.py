@@ -34,9 +34,7 @@ _RECORDS = pa.schema(
 )
 """What of a document is in a table; its `_CONTENTS` are kept apart, by position."""
 _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(files.QUARANTINE)[:-1]])
-
-
-CHANGES = ("added", "changed", "unchanged", "deleted", "quarantined")
+_ESSENTIAL = ("added", "changed", "unchanged", "deleted", "quarantined")
 
 
 def documents_asset(collection: Collection) -> dg.AssetsDefinition:
@@ -51,7 +49,7 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
     )
     def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        with RangeRun(context, CHANGES) as run:
+        with RangeRun(context, _ESSENTIAL) as run:
             ingested = ingest(
                 resources.source,
                 resources.artifacts,

@@ -15,11 +15,11 @@ from embedding_assets.process_memory import give_back_freed_memory
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
 # it is done, so that even a killed process leaves it recorded; the others when the step ends.
 _RECORD_AT_ONCE_AFTER_SECONDS = 1.0
-# What a killed process had in hand is done again, so no more than a few seconds' work.
+# None of a group is recorded before all of it is done, so it is not much.
 _BYTES_TOGETHER = 1_000_000
 _PARTITIONS_TOGETHER = 64  # each has some files open at a time
-# Dagster keeps each number of each partition twice, in some 300 bytes. That is nothing for some
-# partitions, and of thousands more than all the rest of its event log.
+# Dagster keeps each number of each partition twice, in some 300 bytes: with thousands of partitions
+# that is much of its event log.
 _FEW_PARTITIONS = 100
 _PROGRESS_SECONDS = 5.0
 _LINES_OF_RATE = 6
@@ -53,12 +53,14 @@ def small_ones_together(
         for partition in partitions:
             own = stack.enter_context(ExitStack())
             one = own.enter_context(opened(partition))
-            together += size(one)
-            if group and (together > _BYTES_TOGETHER or len(group) == _PARTITIONS_TOGETHER):
+            more = size(one)
+            full = together + more > _BYTES_TOGETHER or len(group) == _PARTITIONS_TOGETHER
+            if group and full:
                 yield group
                 open_now.close()
-                group, together = [], size(one)
+                group, together = [], 0
             group.append(one)
+            together += more
             open_now.push(own.pop_all())
         if group:
             yield group

@@ -174,6 +174,7 @@ class IndexUpdate:
 
     @contextmanager
     def opened(self, partition: str) -> Iterator[PartitionFiles]:
+        """Yields what `replace` needs of a partition, for all spaces."""
         with ExitStack() as stack:
 
             def reading(key: Callable[[str, str], str]) -> str:

@@ -239,7 +239,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
 
 
 class _Engine:
-    """DuckDB without a file: to start it takes as long as to look up ten thousand keys.
+    """DuckDB without a file: to start it takes longer than to open one and look up some keys.
 
     So the last one stays, idle and with no file open, for the next use of the same file. Whoever
     has a file open holds its lock file.
