@@ -115,9 +115,11 @@ def embed_each(
     truncated = np.zeros(len(texts), dtype=np.int32)
     errors: list[tuple[str, str] | None] = [None] * len(texts)
     failed_in_a_row = 0
-
-    def embed(start: int, end: int) -> None:
-        nonlocal failed_in_a_row
+    # A list of what is left, not a function that calls itself: such a closure refers to itself, and
+    # so the vectors of each batch stayed until Python looked for cycles.
+    spans = [(0, len(texts))] if len(texts) else []
+    while spans:
+        start, end = spans.pop()
         try:
             result = embedder.embed(texts[start:end])
         except EmbeddingError as error:
@@ -128,20 +130,16 @@ def embed_each(
                     embedder.embed([_HARMLESS_TEXT])
                 failed_in_a_row += 1
                 errors[start] = ("embedding_failed", str(error)[:200])
-                return
+                continue
         else:
             failed_in_a_row = 0
             vectors[start:end] = result.vectors
             tokens[start:end] = result.tokens
             truncated[start:end] = result.truncated_tokens
-            return
+            continue
         # Halve outside the `except` block: the traceback would keep the batch's tensors alive.
         middle = (start + end) // 2
-        embed(start, middle)
-        embed(middle, end)
-
-    if len(texts):
-        embed(0, len(texts))
+        spans += [(middle, end), (start, middle)]
     for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
         if errors[row] is None:
             norm = float(np.linalg.norm(vectors[row]))

@@ -49,6 +49,8 @@ class Scratch:
             config={
                 "memory_limit": MEMORY_LIMIT,
                 "threads": "1",
+                # Else what is freed is kept in case that it is soon wanted again: 75 MB.
+                "allocator_background_threads": "true",
                 "temp_directory": str(folder / "spill"),
                 "python_enable_replacements": "false",
                 "preserve_insertion_order": "false",

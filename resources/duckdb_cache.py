@@ -253,6 +253,7 @@ class _Engine:
             config={
                 "python_enable_replacements": "false",
                 "threads": str(_THREADS),
+                "allocator_background_threads": "true",
                 "temp_directory": f"{path}.tmp",
                 # Vectors do not compress; trying costs half of the append speed.
                 "force_compression": "uncompressed",

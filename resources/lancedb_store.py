@@ -23,6 +23,7 @@ _SMALL_FRAGMENTS = 100
 _VECTOR_INDEX = "vector_idx"
 # Rows that the index does not know are compared one by one: so many are soon done.
 _UNINDEXED_SHARE = 0.1
+_SAMPLE_RATE = 64
 # An index that was made for half the rows has too few, too large clusters.
 _GROWTH_BEFORE_NEW_INDEX = 2.0
 # So many times k candidates, found by 8-bit vectors, are ranked by the vectors themselves: scores
@@ -146,7 +147,8 @@ class LanceDBVectorStore(VectorStore):
 
             # 8-bit scalars need no codebook, so they are soon made, and are near enough to choose
             # the candidates that are ranked by the vectors themselves.
-            table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
+            config = IvfSq(distance_type="cosine", sample_rate=_SAMPLE_RATE)
+            table.create_index("vector", config=config, replace=True)
             unindexed = 0
         small = table.stats()["fragment_stats"]["num_small_fragments"]
         if small > _SMALL_FRAGMENTS or (indexed and unindexed > _UNINDEXED_SHARE * rows):
@@ -209,6 +211,7 @@ class LanceDBVectorStore(VectorStore):
     def _database(self) -> Any:
         # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
         os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
+        os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
         import lancedb
 
         # The defaults are gigabytes, and each commit is met once or twice only.
