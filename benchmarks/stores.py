@@ -185,7 +185,7 @@ def measure_store(report: Report, folder: Path, space: EmbeddingSpace, entries: 
     store = LanceDBVectorStore(uri=str(folder / "vectors"))
     per_partition = min(entries, BATCH)
 
-    def write(partition: int, first: int) -> Taken:
+    def write(partition: int, first: int, removed: range = range(0)) -> Taken:
         batches = [
             rows(space, first + start, min(ROWS_PER_BATCH, per_partition - start), f"p{partition}")
             for start in range(0, per_partition, ROWS_PER_BATCH)
@@ -193,7 +193,7 @@ def measure_store(report: Report, folder: Path, space: EmbeddingSpace, entries: 
         reader = pa.RecordBatchReader.from_batches(row_schema(space), iter(batches))
         return seconds(
             lambda: store.replace(
-                "benchmark", space, reader, remove_rest_of_partition=f"p{partition}"
+                "benchmark", space, reader, remove_chunk_ids=[f"{n:040x}" for n in removed]
             )
         )
 
@@ -201,7 +201,8 @@ def measure_store(report: Report, folder: Path, space: EmbeddingSpace, entries: 
     times = [write(p, p * per_partition) for p in range(partitions)]
     report.add("replace, new partitions", per_partition, times, asked=50_000)
     half = per_partition // 2
-    times = [write(p, p * per_partition + half) for p in (partitions - 1,)]
+    last = (partitions - 1) * per_partition
+    times = [write(partitions - 1, last + half, range(last, last + half))]
     report.add("replace, half of it known", per_partition, times)
     count = store.count("benchmark", space)
     queries = clustered_vectors(_QUERIES, space.dimension, 10**9)

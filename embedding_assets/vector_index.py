@@ -26,9 +26,6 @@ from resources.embedding_cache import decode_vectors
 from resources.embedding_space import EmbeddingSpace
 from resources.vector_store import ROW_IDENTITY, VectorStore, row_schema
 
-_MAX_REMOVALS_BY_ID = 2_000
-"""More removals than this are cheaper as a replacement of the whole partition."""
-
 
 def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
     checks = IndexChecks(collection)
@@ -281,8 +278,6 @@ class IndexUpdate:
             "WHERE chunk_id NOT IN (SELECT chunk_id FROM wanted)"
         )
         removed = {chunk: partition for chunk, partition, _ in gone}
-        if len(group) > 1 and len(removed) > _MAX_REMOVALS_BY_ID:
-            return {p: n for own in group for p, n in self.replace([own]).items()}
         database.execute(
             "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
         )
@@ -398,8 +393,6 @@ class IndexUpdate:
         group: the partitions whose rows are written.
         removed: the partition of each chunk to remove.
         """
-        # Only one partition has so many.
-        whole = group[0].partition if len(removed) > _MAX_REMOVALS_BY_ID else None
         schema = row_schema(self.space)
         holders = [own for own in group if self._place in own.vectors]
         rows: Iterable[pa.RecordBatch] = ()
@@ -410,7 +403,7 @@ class IndexUpdate:
                        c.chunk_number, c.span_start, c.span_end, c.partition, d.title,
                        c.context, c.text, d.timestamp, d.metadata, v.vector
                 FROM {with_partition("chunks")} c
-                SEMI JOIN {"wanted" if whole else "new_rows"} n
+                SEMI JOIN new_rows n
                   ON n.partition = c.partition AND n.chunk_id = c.chunk_id
                 JOIN {with_partition("documents")} d
                   ON d.partition = c.partition AND d.id = c.document_id
@@ -428,10 +421,9 @@ class IndexUpdate:
             self.collection,
             self.space,
             reader,
-            remove_chunk_ids=[c for c, of in removed.items() if whole is None or of != whole],
+            remove_chunk_ids=[*removed],
             # Not where another run has put a document that moved, in the meantime.
             remove_from_partitions=sorted({*removed.values()}),
-            remove_rest_of_partition=whole,
         )
 
     def _find_claims(self) -> None:

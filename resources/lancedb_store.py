@@ -1,4 +1,10 @@
-"""The vector store in a LanceDB folder: embedded, one commit a replacement."""
+"""The vector store in a LanceDB folder: embedded, one commit a replacement.
+
+A merge of LanceDB can also delete what its source does not name, but then it reads the whole table
+into memory. So the rows to remove are named in the source too, with their columns but the key null:
+the commit that brings the new rows takes the old ones out of every search and scan. Such remains
+are deleted in a second commit, which nobody needs to wait for; if it fails, a later one does it.
+"""
 
 import contextvars
 import os
@@ -23,6 +29,8 @@ _SMALL_FRAGMENTS = 100
 _VECTOR_INDEX = "vector_idx"
 # Rows that the index does not know are compared one by one: so many are soon done.
 _UNINDEXED_SHARE = 0.1
+# Vectors for each cluster, and twice as many as this for each of the 256 steps of a component, are
+# held to find them. With the default of 256 they took 45 MB more.
 _SAMPLE_RATE = 64
 # An index that was made for half the rows has too few, too large clusters.
 _GROWTH_BEFORE_NEW_INDEX = 2.0
@@ -31,6 +39,9 @@ _GROWTH_BEFORE_NEW_INDEX = 2.0
 _REFINE_FACTOR = 10
 _READ_AHEAD_BYTES = 32 * 2**20
 _CACHE_BYTES = 64 * 2**20
+_REMOVALS_AT_A_TIME = 4096
+# Rows that are to be removed have no partition, and no vector by which a search could find them.
+_PRESENT, _REMOVED = "partition IS NOT NULL", "partition IS NULL"
 _HIT_COLUMNS = [
     "chunk_id", "document_id", "title", "text",
     "span_start", "span_end", "partition", "timestamp", "metadata",
@@ -99,12 +110,12 @@ class LanceDBVectorStore(VectorStore):
         table = self._open(collection, space)
         if table is None or (partitions is not None and not len(partitions)):
             return ()
-        query = table.search().select(list(columns))
+        condition = _PRESENT
         if partitions is not None:
-            query = query.where(f"partition IN ({_literals(partitions)})")
+            condition = f"partition IN ({_literals(partitions)})"
         elif not_partitions is not None and len(not_partitions):
-            query = query.where(f"partition NOT IN ({_literals(not_partitions)})")
-        return query.to_batches()
+            condition = f"partition NOT IN ({_literals(not_partitions)})"  # never true of null
+        return table.search().select(list(columns)).where(condition).to_batches()
 
     @_in_empty_context
     def replace(
@@ -115,31 +126,37 @@ class LanceDBVectorStore(VectorStore):
         *,
         remove_chunk_ids: Sequence[str] = (),
         remove_from_partitions: Sequence[str] | None = None,
-        remove_rest_of_partition: str | None = None,
     ) -> None:
         table = self._open(collection, space)
         if table is None:
             self.create_table(collection, space)
             table = self._open(collection, space)
-        conditions = []
-        if len(remove_chunk_ids):
-            named = f"chunk_id IN ({_literals(remove_chunk_ids)})"
-            if remove_from_partitions is not None:
-                named = f"({named} AND partition IN ({_literals(remove_from_partitions)}))"
-            conditions.append(named)
-        if remove_rest_of_partition is not None:
-            conditions.append(f"partition = {_literals([remove_rest_of_partition])}")
-        merge = table.merge_insert("chunk_id").when_matched_update_all()
-        merge = merge.when_not_matched_insert_all()
-        if conditions:
-            merge = merge.when_not_matched_by_source_delete(" OR ".join(conditions))
-        merge.execute(rows, timeout=timedelta(seconds=self.commit_timeout))
+        condition = None
+        if remove_from_partitions is not None:
+            named = _literals(remove_from_partitions) or "NULL"
+            condition = f"source.{_PRESENT} OR target.partition IN ({named})"
+        (
+            table.merge_insert("chunk_id")
+            .when_matched_update_all(where=condition)
+            .when_not_matched_insert_all()
+            .execute(
+                pa.RecordBatchReader.from_batches(
+                    rows.schema, _with_removals(rows, set(remove_chunk_ids))
+                ),
+                on_bad_vectors="null",  # those of rows to remove; there are no others
+                timeout=timedelta(seconds=self.commit_timeout),
+            )
+        )
+        if remove_chunk_ids:
+            table.delete(_REMOVED)
 
     @_in_empty_context
     def maintain(self, collection: str, space: EmbeddingSpace) -> None:
         table = self._open(collection, space)
         if table is None:
             return
+        if table.count_rows(_REMOVED):
+            table.delete(_REMOVED)
         indexed, unindexed = _indexed_rows(table)
         rows = table.count_rows()
         if rows >= self.approximate_from_rows and rows > _GROWTH_BEFORE_NEW_INDEX * indexed:
@@ -185,7 +202,7 @@ class LanceDBVectorStore(VectorStore):
     @_in_empty_context
     def count(self, collection: str, space: EmbeddingSpace) -> int:
         table = self._open(collection, space)
-        return 0 if table is None else table.count_rows()
+        return 0 if table is None else table.count_rows(_PRESENT)
 
     @_in_empty_context
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
@@ -211,6 +228,7 @@ class LanceDBVectorStore(VectorStore):
     def _database(self) -> Any:
         # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
         os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
+        # The newer way to make an index holds all its entries in memory.
         os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
         import lancedb
 
@@ -228,6 +246,29 @@ class LanceDBVectorStore(VectorStore):
             if "not found" not in str(error).lower():
                 raise
             return None
+
+
+def _with_removals(rows: pa.RecordBatchReader, removed: set[str]) -> Iterator[pa.RecordBatch]:
+    """Yields rows, and then what remains of those to remove that were not among them.
+
+    Raises:
+        ValueError: a row has no vector, or one with a component that is no finite number.
+    """
+    for batch in rows:
+        vectors = batch["vector"]
+        if vectors.null_count or not np.isfinite(vectors.flatten()).all():
+            raise ValueError("a row to write has no vector, or one that is not finite")
+        if removed:
+            removed.difference_update(batch["chunk_id"].to_pylist())
+        yield batch
+    chunk_ids = pa.array(sorted(removed), pa.string())
+    for start in range(0, len(chunk_ids), _REMOVALS_AT_A_TIME):
+        part = chunk_ids.slice(start, _REMOVALS_AT_A_TIME)
+        columns = [
+            part if field.name == "chunk_id" else pa.nulls(len(part), field.type)
+            for field in rows.schema
+        ]
+        yield pa.record_batch(columns, schema=rows.schema)
 
 
 def _indexed_rows(table: Any) -> tuple[int, int]:

@@ -95,7 +95,6 @@ class VectorStore(dg.ConfigurableResource, ABC):
         *,
         remove_chunk_ids: Sequence[str] = (),
         remove_from_partitions: Sequence[str] | None = None,
-        remove_rest_of_partition: str | None = None,
     ) -> None:
         """Writes rows (of `row_schema`) by chunk id and removes others, in one commit.
 
@@ -103,9 +102,11 @@ class VectorStore(dg.ConfigurableResource, ABC):
             collection: the collection's name.
             space: the embedding space.
             rows: rows to insert, or to put in the place of those with the same chunk id.
-            remove_chunk_ids: rows to remove; at most some thousands.
+            remove_chunk_ids: rows to remove, unless they are in `rows`.
             remove_from_partitions: only as long as they are in one of these; None: in any.
-            remove_rest_of_partition: remove every row of this partition that is not in `rows`.
+
+        Raises:
+            ValueError: a row has no vector, or one that is not finite; nothing was written.
         """
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """The LanceDB store: one commit a replacement, never a duplicate, the best hit first."""
 
+import contextlib
 import dataclasses
 import itertools
 import subprocess
@@ -77,42 +78,113 @@ def version(store: LanceDBVectorStore) -> int:
 # --- replace
 
 
-def test_replace_inserts_updates_and_removes_in_one_commit(store):
+@pytest.mark.parametrize("second_commit_fails", [False, True])
+def test_one_commit_brings_new_rows_and_takes_old_ones_out(store, monkeypatch, second_commit_fails):
     store.replace(NAME, SPACE, reader(batch(ids(*range(10))), batch(ids(20, 21), "q")))
     before = version(store)
-    store.replace(
-        NAME,
-        SPACE,
-        reader(batch(ids(0, 1, 20), text="new"), batch(ids(30), text="new")),
-        remove_chunk_ids=ids(21),
-        remove_rest_of_partition="p",
-    )
-    assert version(store) == before + 1
-    assert rows(store) == dict.fromkeys(ids(0, 1, 20, 30), "new")
+    removed = ids(*range(2, 10), 21, 99)
+    if second_commit_fails:
+        monkeypatch.setattr(lancedb_store, "_REMOVED", "no such column IS NULL")
+    fails = pytest.raises(Exception, match="No field named")
+    with fails if second_commit_fails else contextlib.nullcontext():
+        store.replace(
+            NAME,
+            SPACE,
+            reader(batch(ids(0, 1, 20), text="new"), batch(ids(30), text="new")),
+            remove_chunk_ids=removed,
+        )
+    monkeypatch.undo()
+    if not second_commit_fails:  # what happens after the first commit is seen by nobody
+        assert version(store) == before + 2
+        table = store._open(NAME, SPACE)
+        table.checkout(before + 1)
+        table.restore()
+    wanted = dict.fromkeys(ids(0, 1, 20, 30), "new")
+    query = fake_vector("x", 16)
+    for _ in range(2):
+        assert rows(store) == rows(store, not_partitions=["other"]) == wanted
+        assert store.count(NAME, SPACE) == 4
+        for exact in (False, True):
+            hits = store.search(NAME, SPACE, query, 50, exact=exact)
+            assert {hit.chunk_id for hit in hits} == {*wanted}
+        store.maintain(NAME, SPACE)
+    assert store._open(NAME, SPACE).count_rows() == 4, "nothing remains of what was removed"
+    store.replace(NAME, SPACE, reader(batch(ids(3), text="again")))
+    assert rows(store) == {**wanted, **dict.fromkeys(ids(3), "again")}
 
 
-def test_each_kind_of_replace_is_one_commit(store):
+def test_what_only_writes_is_one_commit(store):
     store.create_table(NAME, SPACE)
-    calls: list[dict[str, Any]] = [
-        {"rows": reader(batch(ids(*range(100))))},
-        {"rows": reader(*(batch(ids(i)) for i in range(100, 150)))},
-        {"rows": reader(), "remove_chunk_ids": ids(3, 4)},
-        {"rows": reader(batch(ids(1), text="new")), "remove_rest_of_partition": "p"},
-        {"rows": reader(), "remove_rest_of_partition": "p"},
-    ]
-    counts = [100, 150, 148, 1, 0]
-    for call, count in zip(calls, counts, strict=True):
+    for written, count in ((ids(*range(100)), 100), (ids(*range(50, 150)), 150), ([], 150)):
         before = version(store)
-        store.replace(NAME, SPACE, **call)
+        store.replace(NAME, SPACE, reader(*(batch([chunk]) for chunk in written)))
         assert version(store) == before + 1
         assert store.count(NAME, SPACE) == len(rows(store)) == count
 
 
-def test_rows_of_other_partitions_stay(store):
-    store.replace(NAME, SPACE, reader(batch(ids(1, 2), "p"), batch(ids(3, 4), "q")))
-    store.replace(NAME, SPACE, reader(batch(ids(5), "p")), remove_rest_of_partition="p")
-    assert list(rows(store, partitions=["q"])) == ids(3, 4)
-    assert list(rows(store, partitions=["p"])) == ids(5)
+def test_rows_are_removed_only_from_the_partitions_named(store):
+    store.replace(NAME, SPACE, reader(batch(ids(1, 2), "p"), batch(ids(3, 4), "it's")))
+    both = {"remove_chunk_ids": ids(1, 3, 7)}
+    store.replace(NAME, SPACE, reader(), **both, remove_from_partitions=[])
+    assert sorted(rows(store)) == ids(1, 2, 3, 4)
+    store.replace(NAME, SPACE, reader(batch(ids(2))), **both, remove_from_partitions=["it's", "x"])
+    assert sorted(rows(store)) == ids(1, 2, 4)
+    store.replace(NAME, SPACE, reader(), **both, remove_from_partitions=["p"])
+    assert sorted(rows(store)) == ids(2, 4)
+    assert store._open(NAME, SPACE).count_rows() == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is known on Linux only")
+def test_a_removal_does_not_read_the_whole_table(store):
+    """LanceDB's own `when_not_matched_by_source_delete` holds the vectors of all rows."""
+    for number in range(8):
+        store.replace(
+            NAME, LONG, with_long_vectors(ids(*range(number * 1000, number * 1000 + 1000)))
+        )
+    assert store.count(NAME, LONG) == 8_000
+    done = subprocess.run(
+        [sys.executable, "-c", REMOVE_ONE, store.uri],
+        cwd=PROJECT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(done.stdout) < 60, "megabytes, where the vectors have 131"
+    assert store.count(NAME, LONG) == 7_999
+
+
+LONG = dataclasses.replace(SPACE, dimension=4096)
+REMOVE_ONE = """
+import sys
+from benchmarks.measure import peak_mb, reset_peak
+from tests.test_lancedb_store import LONG, NAME, LanceDBVectorStore, ids, with_long_vectors
+
+store = LanceDBVectorStore(uri=sys.argv[1])
+store.replace(NAME, LONG, with_long_vectors(ids(2)))
+reset_peak()
+before = peak_mb()
+store.replace(NAME, LONG, with_long_vectors(ids(3)), remove_chunk_ids=ids(1))
+print(round(peak_mb() - before))
+"""
+
+
+def with_long_vectors(chunks: Sequence[str]) -> pa.RecordBatchReader:
+    schema, found = row_schema(LONG), batch(chunks)
+    values = np.random.default_rng(0).standard_normal(len(chunks) * 4096, dtype=np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values), 4096)
+    long = found.set_column(schema.get_field_index("vector"), schema.field("vector"), column)
+    return pa.RecordBatchReader.from_batches(schema, iter([long]))
+
+
+@pytest.mark.parametrize("bad", [None, [float("nan")] * 16, [float("inf")] * 16])
+def test_a_row_without_a_finite_vector_is_refused_and_nothing_written(store, bad):
+    store.replace(NAME, SPACE, reader(batch(ids(1))))
+    good = batch(ids(2))
+    column = pa.array([bad], SCHEMA.field("vector").type)
+    wrong = good.set_column(SCHEMA.get_field_index("vector"), SCHEMA.field("vector"), column)
+    with pytest.raises(Exception, match="not finite"):
+        store.replace(NAME, SPACE, reader(good, wrong), remove_chunk_ids=ids(1))
+    assert sorted(rows(store)) == ids(1)
 
 
 def test_a_row_both_written_and_named_for_removal_is_written(store):
@@ -136,7 +208,7 @@ def test_a_reader_that_fails_leaves_the_previous_rows_unchanged(store, good_batc
             NAME,
             SPACE,
             pa.RecordBatchReader.from_batches(SCHEMA, failing()),
-            remove_rest_of_partition="p",
+            remove_chunk_ids=ids(*range(100)),
         )
     assert version(store) == before
     assert rows(store) == dict.fromkeys(ids(*range(100)), "text")
@@ -155,16 +227,17 @@ def test_any_partition_name_is_only_a_name(store, name):
     store.replace(NAME, SPACE, reader(batch(ids(1, 2), name), batch(ids(3, 4), "other")))
     assert list(rows(store, partitions=[name])) == ids(1, 2)
     assert list(rows(store, not_partitions=[name])) == ids(3, 4)
-    store.replace(NAME, SPACE, reader(batch(ids(1), name)), remove_rest_of_partition=name)
+    removed = {"remove_chunk_ids": ids(1, 2, 3), "remove_from_partitions": [name]}
+    store.replace(NAME, SPACE, reader(batch(ids(1), name)), **removed)
     assert sorted(rows(store)) == ids(1, 3, 4)
     store.replace(NAME, SPACE, reader(), remove_chunk_ids=[name, "' OR '1'='1"])
     assert sorted(rows(store)) == ids(1, 3, 4)
 
 
 def test_thousands_of_rows_are_removed_by_id(store):
-    store.replace(NAME, SPACE, reader(batch(ids(*range(2100)))))
-    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(*range(2000)))
-    assert sorted(rows(store)) == ids(*range(2000, 2100))
+    store.replace(NAME, SPACE, reader(batch(ids(*range(10_100)))))
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(*range(10_000)))
+    assert sorted(rows(store)) == ids(*range(10_000, 10_100))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +265,9 @@ def work(letter, start, uri):
     for first in range(0, 300, 100):
         start.wait()
         store.replace(NAME, SPACE, reader(batch(ids(*range(first, first + 100)), text=letter)))
+        gone = ids(*range(first, first + 100, 2))
+        store.replace(NAME, SPACE, reader(batch(ids(first + 1))), remove_chunk_ids=gone)
+        store.replace(NAME, SPACE, reader(batch(gone, text=letter)))
 
 fork = multiprocessing.get_context("fork")
 start = fork.Barrier(2)
@@ -290,7 +366,7 @@ def test_search_returns_the_best_first_with_cosine_as_score(store):
 def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
     store.replace(NAME, SPACE, reader(batch(ids(1, 2, 3))))
     assert len(store.search(NAME, SPACE, fake_vector("x", 16), 10)) == 3
-    store.replace(NAME, SPACE, reader(), remove_rest_of_partition="p")
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(1, 2, 3))
     assert store.search(NAME, SPACE, fake_vector("x", 16), 10) == []
 
 
