@@ -6,7 +6,6 @@ Results are `benchmarks/results/NAME.json` and `NAME.md`, with machine, versions
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -16,6 +15,8 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from embedding_assets.process_memory import peak_memory_mb
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
@@ -133,10 +134,7 @@ def reset_peak() -> None:
 
 def peak_mb() -> float:
     """The most memory resident since `reset_peak` (elsewhere than on Linux: since the start)."""
-    if sys.platform == "linux":
-        return _proc("/proc/self/status", "VmHWM:") * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB here
+    return peak_memory_mb()
 
 
 def written_mb() -> float:

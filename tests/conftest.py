@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -12,5 +13,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for compiled models, so that the default model is compiled once."""
-    return tmp_path_factory.mktemp("models")
+    """One folder for compiled models, so that all of the suite compiles the default model once."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder of its own in there
+    models = root / "models"
+    models.mkdir(exist_ok=True)
+    return models
