@@ -105,8 +105,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
             remove_chunk_ids: rows to remove, unless they are in `rows`.
             remove_from_partitions: only as long as they are in one of these; None: in any.
 
-        Raises:
-            ValueError: a row has no vector, or one that is not finite; nothing was written.
+        A row without a vector, or with one that is not finite, is an error; nothing is written then.
         """
 
     @abstractmethod
