@@ -1,9 +1,9 @@
 """The vector store in a LanceDB folder: embedded, one commit a replacement.
 
-A merge of LanceDB can also delete what its source does not name, but then it reads the vectors
-of the whole table into memory. So the rows to remove are named in the source too, with their columns but the key null:
-the commit that brings the new rows takes the old ones out of every search and scan. Such remains
-are deleted in a second commit, which nobody needs to wait for; if it fails, a later one does it.
+A merge of LanceDB can also delete what its source does not name, but then it reads the vectors of
+the whole table into memory. So the rows to remove are named in the source too, with their columns
+but the key null: the commit that brings the new rows takes the old ones out of every search and
+scan. Such remains are deleted in a second commit; if it fails, a later one does it.
 """
 
 import contextvars

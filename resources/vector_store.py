@@ -105,7 +105,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
             remove_chunk_ids: rows to remove, unless they are in `rows`.
             remove_from_partitions: only as long as they are in one of these; None: in any.
 
-        A row without a vector, or with one that is not finite, is an error; nothing is written then.
+        A row without a vector, or with one that is not finite, is an error: nothing is written.
         """
 
     @abstractmethod
