@@ -41,7 +41,10 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
         folder,
         str(folder / "corpus.jsonl"),
         embedder=LocalEmbedder(model_cache=model_cache),
-        settings={"partitions": {"by": "bucket", "count": 1}},
+        settings={
+            "source": {"read_unchanged_files": False},
+            "partitions": {"by": "bucket", "count": 1},
+        },
     )
     home = folder / "dagster"
     home.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,8 +28,13 @@ DOCUMENTS = pa.schema(
         ("read_at", pa.timestamp("us", "UTC")),  # when this record was last seen in the source
     ]
 )
-"""One row a document, sorted by id. Schema metadata `source`: `SourceState`'s digest, as hex."""
+"""One row a document, sorted by id.
+
+Schema metadata `source`: `SourceState`'s digest, as hex; `files`: the mark of the files that were
+read, see `source_files.marks`, if it may be relied on.
+"""
 SOURCE_DIGEST = "source"
+SOURCE_FILES = "files"
 DUPLICATE_DETAIL = "another record has this id: "
 """Begins the detail of a refused duplicate; the winner's file, " line " and its line follow."""
 
@@ -128,7 +134,13 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
     """Yields a function that appends a batch, cast to the schema."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    # Vectors do not repeat, and zstd makes them 7 % smaller in three times the time.
+    repeating = [name for name in schema.names if name != "vector"]
+    options: dict[str, Any] = {
+        "compression": {name: "zstd" if name in repeating else "none" for name in schema.names},
+        "use_dictionary": repeating,
+    }
+    with pq.ParquetWriter(path, schema, **options) as writer:
         yield lambda batch: writer.write_table(pa.Table.from_batches([batch]).cast(schema))
 
 

@@ -53,6 +53,7 @@ class DocumentChecks:
                     "stored": ingested.stored,
                     "quarantined": sum(ingested.quarantined.values()),
                     "other_partitions": ingested.elsewhere,
+                    "partitions_not_read_again": ingested.unread_partitions,
                     "retained_from_broken_files": ingested.retained,
                     "broken_files": ", ".join(ingested.broken_files[:_EXAMPLES]) or "none",
                     "quarantine_reasons": dg.MetadataValue.md(

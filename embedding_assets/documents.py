@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
+from embedding_assets import source_files
 from embedding_assets.checks import DocumentChecks
 from embedding_assets.collection import Collection
 from embedding_assets.partitions import periods
@@ -53,11 +54,8 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
             ingested = ingest(
                 resources.source,
                 resources.artifacts,
-                collection.name,
+                collection,
                 run.partitions,
-                periods(collection.partitions, run.partitions),
-                SourceState(resources.source, collection.settings.partitions),
-                collection.partitions.get_partition_keys(),
                 run.finish,
                 context.log,
             )
@@ -72,48 +70,106 @@ class Ingested:
 
     Attributes:
         read: records and refusals that the source yielded.
-        elsewhere: valid documents of partitions that are not part of this run.
+        elsewhere: valid documents of partitions that were not to be read.
         stored: documents written, `retained` ones not counted.
         quarantined: refused records by reason.
         retained: documents kept from the last time because their file could not be read now.
         broken_files: files that could not be read, or not to their end.
+        unread_partitions: partitions left as they are because their files are as they were.
     """
 
-    read: int
-    elsewhere: int
-    stored: int
-    quarantined: Counter[str]
-    retained: int
-    broken_files: list[str]
+    read: int = 0
+    elsewhere: int = 0
+    stored: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    retained: int = 0
+    broken_files: list[str] = field(default_factory=list)
+    unread_partitions: int = 0
 
 
 def ingest(
     source: DocumentSource,
     artifacts: ArtifactStore,
-    collection: str,
+    collection: Collection,
     partitions: Sequence[str],
-    read_periods: Sequence[tuple[datetime, datetime]] | None,
-    state: SourceState,
-    all_partitions: Iterable[str],
     finish: Callable[[dict[str, dict[str, Any]]], None],
     log: logging.Logger,
 ) -> Ingested:
-    """Reads the source once and replaces the documents of each of the partitions.
+    """Replaces the documents of those partitions whose files are not as they were.
 
     Args:
-        source: where documents come from.
+        source: where documents come from; it is read once for all partitions.
         artifacts: where they go.
-        collection: the collection's name.
-        partitions: the partitions to replace.
-        read_periods: their periods, for a source that can limit what it reads; None for all.
-        state: tells the partition of a document, and gathers what the source holds of each.
-        all_partitions: every partition key of the collection.
+        collection: the collection.
+        partitions: the partitions to bring up to date.
         finish: called with the numbers of a partition when its files are written.
         log: progress goes here.
 
     Returns:
         The numbers of the whole run.
     """
+    settings = collection.settings
+    state = SourceState(source, settings.partitions)
+    listing = source.files(periods(collection.partitions, partitions))
+    marks = source_files.marks(listing, partitions, state, settings, datetime.now(timezone.utc))
+    del listing  # of a large archive it is large
+    unread = {}
+    if not settings.source.read_unchanged_files:
+        unread = _as_they_were(artifacts, collection.name, partitions, marks)
+        finish(unread)
+    if unread:
+        log.info(
+            f"{len(unread):,} of {len(partitions):,} partitions are up to date, for their files "
+            "are as they were; source.read_unchanged_files: true reads them nevertheless."
+        )
+    if len(unread) == len(partitions):
+        _forget_files_that_are_gone(source, artifacts, collection.name)
+        return Ingested(unread_partitions=len(unread))
+    partitions = [partition for partition in partitions if partition not in unread]
+    ingested = _read(source, artifacts, collection, partitions, state, marks, finish, log)
+    return replace(ingested, unread_partitions=len(unread))
+
+
+def _as_they_were(
+    artifacts: ArtifactStore,
+    collection: str,
+    partitions: Iterable[str],
+    marks: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """The numbers of those partitions that hold what reading them again would give."""
+    found = {}
+    for partition in partitions:
+        key = files.documents_key(collection, partition)
+        if partition not in marks or not artifacts.exists(key):
+            continue
+        with artifacts.reading(key) as path:
+            metadata = pq.read_metadata(path)
+        if (metadata.metadata or {}).get(files.SOURCE_FILES.encode()) != marks[partition].encode():
+            continue
+        quarantined = 0
+        key = files.documents_quarantine_key(collection, partition)
+        if artifacts.exists(key):
+            with artifacts.reading(key) as path:
+                quarantined = pq.read_metadata(path).num_rows
+        found[partition] = {
+            **_numbers(metadata.num_rows, unchanged=metadata.num_rows),
+            "quarantined": quarantined,
+        }
+    return found
+
+
+def _read(
+    source: DocumentSource,
+    artifacts: ArtifactStore,
+    collection: Collection,
+    partitions: Sequence[str],
+    state: SourceState,
+    marks: Mapping[str, str],
+    finish: Callable[[dict[str, dict[str, Any]]], None],
+    log: logging.Logger,
+) -> Ingested:
+    """Reads the source once and replaces the documents of each of the partitions."""
+    read_periods = periods(collection.partitions, partitions)
     with scratch() as database, closing(Contents(database.folder)) as contents:
         read = _spool(
             source,
@@ -123,7 +179,7 @@ def ingest(
             set(partitions),
             read_periods,
             state,
-            set(all_partitions),
+            set(collection.partitions.get_partition_keys()),
             log,
         )
         _quarantine_duplicates(database)
@@ -137,7 +193,12 @@ def ingest(
         ]
         retained = 0
         if broken_files:
-            retained = _retain(database, contents, artifacts, collection, partitions, broken_files)
+            retained = _retain(
+                database, contents, artifacts, collection.name, partitions, broken_files
+            )
+        # First, and of each partition before its documents: they have the mark by which another
+        # run knows that nothing is left to do.
+        _write_unplaced_quarantine(database, source, artifacts, collection.name, read_periods)
         stored = 0
         refused = {p for (p,) in database.rows("SELECT DISTINCT partition FROM refusals")}
         groups = files.grouped_by_partition(
@@ -155,13 +216,18 @@ def ingest(
             rows: Iterable[pa.RecordBatch] = ()
             if group is not None and group[0] == partition:
                 rows = group[1]
-            digest = state.digests[partition]
-            numbers = _replace_documents(database, artifacts, collection, partition, rows, digest)
+            quarantined = _write_quarantine(
+                database, artifacts, collection.name, partition, has_refusals=partition in refused
+            )
+            origin = {files.SOURCE_DIGEST: to_bytes(state.digests[partition]).hex()}
+            broken = any(state.is_read_for(partition, file) for file in broken_files)
+            if partition in marks and not broken:
+                origin[files.SOURCE_FILES] = marks[partition]
+            numbers = _replace_documents(
+                database, artifacts, collection.name, partition, rows, origin
+            )
             if rows:
                 group = next(groups, None)
-            quarantined = _write_quarantine(
-                database, artifacts, collection, partition, has_refusals=partition in refused
-            )
             stored += numbers["documents"]
             changes = {name: n for name, n in numbers.items() if name != "documents"}
             progress.advance(numbers["documents"], **changes, errors=quarantined)
@@ -169,7 +235,6 @@ def ingest(
         (unplaced,) = database.row("SELECT count(*) FROM refusals WHERE partition IS NULL")
         progress.advance(0, errors=unplaced)
         progress.finish()
-        _write_unplaced_quarantine(database, source, artifacts, collection, read_periods)
         reasons = database.rows("SELECT reason, count(*) FROM refusals GROUP BY reason")
         (elsewhere,) = database.row("SELECT count(*) FROM elsewhere")
         return Ingested(
@@ -378,27 +443,31 @@ def _replace_documents(
     collection: str,
     partition: str,
     rows: Iterable[pa.RecordBatch],
-    digest: int,
+    origin: dict[str, str],
 ) -> dict[str, int]:
     key = files.documents_key(collection, partition)
     with artifacts.writing(key) as path:
-        schema = files.DOCUMENTS.with_metadata({files.SOURCE_DIGEST: to_bytes(digest).hex()})
-        documents = files.write_parquet(path, schema, rows)
+        documents = files.write_parquet(path, files.DOCUMENTS.with_metadata(origin), rows)
         if not artifacts.exists(key):
-            added, changed, unchanged, deleted = documents, 0, 0, 0
-        else:
-            with artifacts.reading(key) as previous:
-                added, changed, unchanged, deleted = database.row(
-                    """
-                    SELECT count(*) FILTER (old.id IS NULL),
-                           count(*) FILTER (new.version <> old.version),
-                           count(*) FILTER (new.version = old.version),
-                           count(*) FILTER (new.id IS NULL)
-                    FROM read_parquet($new) new FULL JOIN read_parquet($old) old USING (id)
-                    """,
-                    new=str(path),
-                    old=str(previous),
-                )
+            return _numbers(documents, added=documents)
+        with artifacts.reading(key) as previous:
+            added, changed, unchanged, deleted = database.row(
+                """
+                SELECT count(*) FILTER (old.id IS NULL),
+                       count(*) FILTER (new.version <> old.version),
+                       count(*) FILTER (new.version = old.version),
+                       count(*) FILTER (new.id IS NULL)
+                FROM read_parquet($new) new FULL JOIN read_parquet($old) old USING (id)
+                """,
+                new=str(path),
+                old=str(previous),
+            )
+    return _numbers(documents, added, changed, unchanged, deleted)
+
+
+def _numbers(
+    documents: int, added: int = 0, changed: int = 0, unchanged: int = 0, deleted: int = 0
+) -> dict[str, int]:
     return {
         "documents": documents,
         "added": added,
@@ -445,6 +514,22 @@ def _write_unplaced_quarantine(
         unread = {file.path for file in source.files()} - read
     fresh = "SELECT * EXCLUDE (partition) FROM refusals WHERE partition IS NULL"
     _merge_quarantine(database, artifacts, key, fresh, {}, keep_files=unread)
+
+
+def _forget_files_that_are_gone(
+    source: DocumentSource, artifacts: ArtifactStore, collection: str
+) -> None:
+    """As `_write_unplaced_quarantine` where no file was read."""
+    key = files.documents_quarantine_key(collection, None)
+    if not artifacts.exists(key):
+        return
+    there = {file.path for file in source.files()}
+    with artifacts.reading(key) as path:
+        known = pq.read_table(path, schema=files.QUARANTINE)
+    kept = known.filter(pa.array([file in there for file in known["file"].to_pylist()], pa.bool_()))
+    if len(kept) < len(known):
+        with artifacts.writing(key) as path:
+            files.write_parquet(path, files.QUARANTINE, kept.to_batches())
 
 
 def _merge_quarantine(

@@ -14,11 +14,9 @@ from embedding_assets import artifacts as files
 from embedding_assets.collection import Collection, CollectionResources
 from embedding_assets.deduplication import Planner, Splitter, split_partition
 from embedding_assets.documents import ingest
-from embedding_assets.partitions import periods
 from embedding_assets.range_run import Progress
 from embedding_assets.scratch import Scratch, scratch
 from embedding_assets.settings import CollectionSettings
-from embedding_assets.source_state import SourceState
 from embedding_assets.trends import last_throughputs
 from resources.artifact_store import ArtifactStore, FileArtifactStore, OverlayArtifactStore
 
@@ -72,11 +70,8 @@ def plan(
         ingested = ingest(
             resources.source,
             artifacts,
-            settings.name,
+            collection,
             partitions,
-            periods(collection.partitions, partitions),
-            SourceState(resources.source, settings.partitions),
-            collection.partitions.get_partition_keys(),
             finish,
             log,
         )

@@ -44,6 +44,12 @@ class SourceSettings(Settings):
     max_document_bytes: int = Field(
         default=10_000_000, gt=0, description="Longer texts (in UTF-8 bytes) are quarantined."
     )
+    read_unchanged_files: bool = Field(
+        default=False,
+        description="Read a partition's files again even if the storage says that all of them are "
+        "as they were: their sizes, their times, and on object stores their ETags. For storages "
+        "whose word is not good.",
+    )
 
 
 class PartitionSettings(Settings):

@@ -8,6 +8,7 @@ from embedding_assets.partitions import partition_of, period_of_key
 from embedding_assets.settings import PartitionSettings
 from resources.content_identity import document_version
 from resources.document_source import Document, DocumentSource, Refusal, RefusalReason
+from resources.document_source.files import Period
 
 UNPLACED = ""
 """Stands for the partition of a refused record, which has none."""
@@ -53,14 +54,22 @@ class SourceState:
 
     def is_read_for(self, partition: str, file: str) -> bool:
         """Whether a run of the partition reads the file, by the time in the file's name."""
-        read_for = self._period_of_file(file) if self._by_time else None
+        read_for = self.limited_to(file)
         if read_for is None:
             return True
+        own = self.period_of(partition)
+        return own is not None and own[0] < read_for[1] and read_for[0] < own[1]
+
+    def limited_to(self, file: str) -> Period | None:
+        """The period to whose partitions a file is limited; None: it is read for all."""
+        return self._period_of_file(file) if self._by_time else None
+
+    def period_of(self, partition: str) -> Period | None:
+        """The period of a partition by time; None: no collection has such a partition."""
         try:
-            start, end = self._period_of_key(partition)
+            return self._period_of_key(partition)
         except (ValueError, OverflowError):  # the years 1 to 999, and 9999
-            return False
-        return start < read_for[1] and read_for[0] < end
+            return None
 
     def _add(self, partition: str, record: bytes) -> None:
         digest = blake2b(record, digest_size=DIGEST_BYTES).digest()

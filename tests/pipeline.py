@@ -37,7 +37,9 @@ class Pipeline:
     fallback: Embedder | None = None
 
     def __post_init__(self) -> None:
-        source = {"path": self.source, **self.settings.pop("source", {})}
+        # Whether a file looks unchanged depends on the time since it was written.
+        source = {"path": self.source, "read_unchanged_files": True}
+        source |= self.settings.pop("source", {})
         self.collection = CollectionSettings.model_validate(
             {"name": self.name, "source": source, **self.settings}
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from embedding_assets import artifacts as files
 from embedding_assets.settings import CollectionSettings, PartitionSettings
+from embedding_assets.source_files import reading_of, signature
 from embedding_assets.source_state import SourceState, added, from_bytes, to_bytes
 from resources.artifact_store import ArtifactStore
 from resources.document_source import DocumentSource, Refusal, RefusalReason, SourceFile
@@ -134,28 +135,6 @@ class Changes:
             f"{len(self.new):,} new, {len(self.changed):,} changed and "
             f"{len(self.deleted):,} deleted files"
         )
-
-
-def reading_of(settings: CollectionSettings) -> str:
-    """Equal as long as a file's records become the same documents of the same partitions."""
-    source = settings.source.model_dump(exclude={"path"}, mode="json")
-    partitions = settings.partitions.model_dump(exclude={"start"})
-    return blake2b(repr((source, partitions)).encode(), digest_size=8).hexdigest()
-
-
-def signature(file: SourceFile, reading: str) -> str:
-    """Equal as long as the storage says that the file is the same, and it is read the same way."""
-    modified = f"{file.modified.timestamp():.6f}" if file.modified else ""
-    return f"{reading} {file.size} {modified} {file.etag or ''} {file.problem or ''}"
-
-
-def listing_digest(listing: Sequence[SourceFile], settings: CollectionSettings) -> str:
-    """One digest of all paths and signatures."""
-    reading = reading_of(settings)
-    digest = blake2b(digest_size=16)
-    for file in listing:
-        digest.update(f"{file.path}\n{signature(file, reading)}\n".encode())
-    return digest.hexdigest()
 
 
 def update(

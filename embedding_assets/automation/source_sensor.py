@@ -18,12 +18,12 @@ from embedding_assets.automation.inventory import (
     Changes,
     Inventory,
     ingested_digest,
-    listing_digest,
     update,
 )
 from embedding_assets.automation.requests import AssetJob, partition_runs
 from embedding_assets.collection import Collection
 from embedding_assets.partitions import period_of_key
+from embedding_assets.source_files import listing_digest
 from embedding_assets.source_state import UNPLACED
 from resources.artifact_store import ArtifactStore
 from resources.document_source import DocumentSource, RefusalReason

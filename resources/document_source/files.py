@@ -19,6 +19,7 @@ PLACEHOLDERS = {
     "%d": "[0-9][0-9]",
     "%H": "[0-9][0-9]",
 }
+_CTIME = "ctime "
 Period = tuple[datetime, datetime]
 """Half-open: from the first instant up to, and without, the second. Naive ones are UTC."""
 
@@ -32,7 +33,8 @@ class SourceFile:
         location: what the file system opens.
         size: bytes, as stored; None if the storage does not say.
         modified: aware; None if the storage does not say.
-        etag: the storage's own mark that differs after every write, if it has one.
+        etag: the storage's own mark that differs after every write, if it has one. Of a local file
+            its ctime, which nobody can set: archivers and rsync restore the mtime.
         problem: why it cannot be read although it is there, such as a named pipe.
     """
 
@@ -42,6 +44,13 @@ class SourceFile:
     modified: datetime | None
     etag: str | None
     problem: str | None = None
+
+    @property
+    def status_changed(self) -> datetime | None:
+        """The ctime of a local file; None elsewhere."""
+        if self.etag is None or not self.etag.startswith(_CTIME):
+            return None
+        return datetime.fromtimestamp(float(self.etag.removeprefix(_CTIME)), timezone.utc)
 
 
 class UnlistableFolderError(RuntimeError):
@@ -263,12 +272,12 @@ def _source_file(
         else:
             problem = "not a regular file, or a link to nothing"
     if info.get("islink") and problem is None:
-        # fsspec tells the size of the file, but the time of the link.
-        info = {**info, "mtime": Path(location).stat().st_mtime}
+        # fsspec tells the size of the file, but the times of the link.
+        target = Path(location).stat()
+        info = {**info, "mtime": target.st_mtime, "created": target.st_ctime}
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     if etag is None and "ino" in info:
-        # Of a local file its ctime, which nobody can set: archivers and rsync restore the mtime.
-        etag = info.get("created")
+        etag = f"{_CTIME}{info['created']}"
     return SourceFile(
         path=name.encode("utf-8", "backslashreplace").decode(),
         location=location,
