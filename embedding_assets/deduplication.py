@@ -240,24 +240,34 @@ def split_partition(
         progress.begin(total)
         if not reusable:
             return _split_all(splitter, artifacts, schema, key, documents, progress)
-        database.create("kept", files.CHUNKS)
-        database.create("fresh", files.CHUNKS)
         with artifacts.reading(key) as previous:
-            up_to_date = _keep(database, documents, previous)
-        (unchanged,) = database.row("SELECT count(DISTINCT document_id) FROM kept")
-        progress.advance(unchanged, unchanged=unchanged)
+            chunks, unchanged = database.row(
+                f"SELECT count(*), count(DISTINCT document_id) {_UP_TO_DATE}",
+                previous=str(previous),
+                documents=str(documents),
+            )
+            up_to_date = chunks == pq.read_metadata(previous).num_rows
+            progress.advance(unchanged, unchanged=unchanged)
+            if up_to_date and unchanged == total:
+                return {"chunks": chunks, "documents_split": 0, "documents_unchanged": unchanged}
+            database.create("kept", files.CHUNKS)
+            database.create("fresh", files.CHUNKS)
+            database.execute(
+                f"INSERT INTO kept SELECT c.* {_UP_TO_DATE}",
+                previous=str(previous),
+                documents=str(documents),
+            )
         split_now = 0
         if unchanged < total:
             for batch in _not_kept(database, documents):
                 database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
                 split_now += len(batch)
                 progress.advance(len(batch), split=len(batch))
-    (chunks,) = database.row("SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM fresh)")
     if split_now or not up_to_date:
         with artifacts.writing(key) as path:
             # Not sorted: over texts, DuckDB's sort runs out of memory.
             rows = database.stream("FROM kept UNION ALL FROM fresh")
-            files.write_parquet(path, schema, rows)
+            chunks = files.write_parquet(path, schema, rows)
     return {"chunks": chunks, "documents_split": split_now, "documents_unchanged": unchanged}
 
 
@@ -283,17 +293,11 @@ def _split_all(
     return {"chunks": rows, "documents_split": split_now, "documents_unchanged": 0}
 
 
-def _keep(database: Scratch, documents: Path, previous: Path) -> bool:
-    """Keeps the chunks of documents of a known version; returns whether those are all."""
-    database.execute(
-        "INSERT INTO kept SELECT c.* FROM read_parquet($previous) c "
-        "SEMI JOIN read_parquet($documents) d "
-        "ON d.id = c.document_id AND d.version = c.document_version",
-        previous=str(previous),
-        documents=str(documents),
-    )
-    (kept,) = database.row("SELECT count(*) FROM kept")
-    return kept == pq.read_metadata(previous).num_rows
+_UP_TO_DATE = """
+    FROM read_parquet($previous) c SEMI JOIN read_parquet($documents) d
+    ON d.id = c.document_id AND d.version = c.document_version
+"""
+"""SQL: the chunks `c` of documents whose version is as it was."""
 
 
 def _not_kept(database: Scratch, documents: Path) -> Iterator[pa.RecordBatch]:

@@ -5,14 +5,14 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
+from resources.duckdb_engine import duckdb
 from resources.leftovers import owner, remove_leftovers
 
 _PREFIX = "embedding-assets-"
@@ -73,12 +73,35 @@ class Scratch:
     def row(self, sql: str, **parameters: Any) -> tuple[Any, ...]:
         return self.rows(sql, **parameters)[0]
 
+    def row_over(self, incoming: pa.Table, sql: str) -> tuple[Any, ...]:
+        """The one row of a query over the table `incoming`, which is not copied."""
+        with self._database.cursor() as cursor:
+            cursor.register("incoming", incoming)
+            (row,) = cursor.execute(sql).fetchall()
+            cursor.unregister("incoming")
+            return row
+
     def stream(
         self, sql: str, batch_rows: int = 4096, **parameters: Any
     ) -> Iterator[pa.RecordBatch]:
         sql, bound = _bound(sql, parameters)
         with self._database.cursor() as cursor:
             yield from cursor.sql(sql, params=bound).to_arrow_reader(batch_rows)
+
+    @contextmanager
+    def spooled(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatchReader]:
+        """Yields batches of the schema from a file: all that made them is free by then."""
+        path = self.folder / "spool.arrow"
+        try:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+                yield reader
+        finally:
+            path.unlink(missing_ok=True)
 
     def create(self, table: str, schema: pa.Schema) -> None:
         """Creates an empty table, in the place of one of that name."""
@@ -87,11 +110,19 @@ class Scratch:
             cursor.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM incoming")
             cursor.unregister("incoming")
 
-    def insert(self, table: str, batches: pa.RecordBatchReader | pa.Table) -> None:
+    def insert(self, table: str, batches: pa.RecordBatchReader | pa.Table, only: str = "") -> None:
+        """Inserts those rows of `incoming` that the SQL after FROM leaves."""
         with self._database.cursor() as cursor:
             cursor.register("incoming", batches)
-            cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming")
+            cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming {only}")
             cursor.unregister("incoming")
+
+    def drop(self, *tables: str) -> None:
+        """Drops tables, and gives the system all the memory that is not needed any more."""
+        for table in tables:
+            self.execute(f"DROP TABLE {table}")
+        # Sets nothing new; but then DuckDB empties its allocator, which may hold 40 MB.
+        self.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
 
     def name_partitions(self, partitions: Mapping[str, str]) -> None:
         """Tells the partition of each path, in the place of what was told before."""

@@ -26,6 +26,8 @@ from resources.embedding_cache import decode_vectors
 from resources.embedding_space import EmbeddingSpace
 from resources.vector_store import ROW_IDENTITY, VectorStore, row_schema
 
+_ROWS_PER_BATCH = 512
+
 
 def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
     checks = IndexChecks(collection)
@@ -150,6 +152,8 @@ class IndexUpdate:
         self._vectors_keys = (files.vectors_key, files.fallback_vectors_key)[: len(spaces)]
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
+        self._expected, self._gaps = _RowSet(), 0
+        self._partitions_elsewhere: set[str] = set()
         self.documents_missing = 0
         """Documents that are not in the index, and in no quarantine either."""
 
@@ -160,13 +164,7 @@ class IndexUpdate:
         self.store.create_table(self.collection, self.space)
         self.database.create("stored", _stored_schema(self.space))
         self.insert_stored("stored", partitions)
-        expected = pa.schema(
-            [
-                _stored_schema(self.space).field(name)
-                for name in ("chunk_id", "document_version", "content_hash")
-            ]
-        )
-        self.database.create("expected", expected)
+        self._expected, self._gaps = _RowSet(), 0
         self._find_claims()
 
     @contextmanager
@@ -206,6 +204,102 @@ class IndexUpdate:
         for own in group:
             if self._place in own.vectors:
                 self._check_space(own.vectors[self._place], own.partition)
+        partitions = [own.partition for own in group]
+        self._find_wanted(group)
+        wanted = _RowSet(*database.row(_row_set("wanted")))
+        self._expected += wanted
+        self._gaps += self._count_gaps("wanted")
+        rows, withheld = self._rows_by_partition("wanted"), self._rows_by_partition("withheld")
+        if self._place == 0:
+            self._count_unexplained(partitions)
+        gone: list[tuple[str, str, str]] = []
+        written: Counter[str] = Counter()
+        if not self._is_stored(wanted, partitions):
+            gone, written = self._write_differences(group)
+        removed_of = Counter(of for _, _, of in gone)
+        return {
+            partition: {
+                "rows": rows[partition],
+                "rows_written": written[partition],
+                "rows_removed": removed_of[partition],
+                "documents_withheld": withheld[partition],
+            }
+            for partition in partitions
+        }
+
+    def _is_stored(self, wanted: "_RowSet", partitions: Sequence[str]) -> bool:
+        """Whether the store holds exactly the wanted rows, and no other partition is concerned."""
+        moves = self.database.row(
+            "SELECT count(*) FROM (FROM claimants UNION ALL BY NAME FROM strays)"
+        )
+        if moves != (0,):
+            return False
+        stored = self.database.rows(
+            f"{_row_set('stored')} WHERE partition IN (SELECT unnest($partitions))",
+            partitions=partitions,
+        )
+        return _RowSet(*stored[0]) == wanted
+
+    def _rows_by_partition(self, table: str) -> Counter[str]:
+        rows = self.database.rows(f"SELECT partition, count(*) FROM {table} GROUP BY ALL")
+        return Counter(dict(rows))
+
+    def _write_differences(
+        self, group: Sequence[PartitionFiles]
+    ) -> tuple[list[tuple[str, str, str]], Counter[str]]:
+        """Brings the store in line with the table `wanted`, which is gone then.
+
+        Returns:
+            Of each removed row the chunk, its partition, and the partition for which it counts; and
+            the number of written rows by partition.
+        """
+        database = self.database
+        partitions = [own.partition for own in group]
+        identity = ", ".join(ROW_IDENTITY)
+        database.execute(
+            f"CREATE OR REPLACE TABLE new_rows AS "
+            f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
+        )
+        # A row counts for its own partition, else for the one that its document belongs to now.
+        database.execute(
+            """
+            CREATE OR REPLACE TABLE settled AS
+            SELECT s.chunk_id, s.partition, coalesce(g.partition, o.partition, t.home) AS settles
+            FROM stored s
+            LEFT JOIN (SELECT unnest($partitions) AS partition) g ON g.partition = s.partition
+            LEFT JOIN owned o ON o.document_id = s.document_id
+            LEFT JOIN strays t
+              ON t.chunk_id = s.chunk_id AND t.home IN (SELECT unnest($partitions))
+            WHERE settles IS NOT NULL
+            """,
+            partitions=partitions,
+        )
+        gone = database.rows(
+            "SELECT chunk_id, partition, settles FROM settled "
+            "WHERE chunk_id NOT IN (SELECT chunk_id FROM wanted)"
+        )
+        removed = {chunk: partition for chunk, partition, _ in gone}
+        written = self._rows_by_partition("new_rows")
+        if written or removed:
+            self._commit(group, removed)
+        # These rows are settled. Kept, they would be removed once more with the partition that
+        # a document moved away from.
+        database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM settled)")
+        return gone, written
+
+    def repair(self, damaged_chunk_ids: Sequence[str]) -> None:
+        """Writes rows again whose text or vector is not what was written."""
+        self.begin(self.partitions)
+        damaged = pa.table({"chunk_id": pa.array(damaged_chunk_ids, pa.string())})
+        self.database.create("damaged", damaged.schema)
+        self.database.insert("damaged", damaged)
+        self.database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM damaged)")
+        for group in small_ones_together(self.partitions, self.opened, PartitionFiles.size):
+            self.replace(group)
+
+    def _find_wanted(self, group: Sequence[PartitionFiles]) -> None:
+        """Fills the tables `placed`, `withheld`, `owned` and `wanted` for some partitions."""
+        database = self.database
         database.name_partitions(
             {
                 path: own.partition
@@ -254,64 +348,6 @@ class IndexUpdate:
             chunks=chunks,
             documents=documents,
         )
-        identity = ", ".join(ROW_IDENTITY)
-        database.execute(
-            f"CREATE OR REPLACE TABLE new_rows AS "
-            f"SELECT * FROM wanted ANTI JOIN stored USING ({identity})"
-        )
-        # A row counts for its own partition, else for the one that its document belongs to now.
-        database.execute(
-            """
-            CREATE OR REPLACE TABLE settled AS
-            SELECT s.chunk_id, s.partition, coalesce(g.partition, o.partition, t.home) AS settles
-            FROM stored s
-            LEFT JOIN (SELECT unnest($partitions) AS partition) g ON g.partition = s.partition
-            LEFT JOIN owned o ON o.document_id = s.document_id
-            LEFT JOIN strays t
-              ON t.chunk_id = s.chunk_id AND t.home IN (SELECT unnest($partitions))
-            WHERE settles IS NOT NULL
-            """,
-            partitions=partitions,
-        )
-        gone = database.rows(
-            "SELECT chunk_id, partition, settles FROM settled "
-            "WHERE chunk_id NOT IN (SELECT chunk_id FROM wanted)"
-        )
-        removed = {chunk: partition for chunk, partition, _ in gone}
-        database.execute(
-            "INSERT INTO expected SELECT chunk_id, document_version, content_hash FROM wanted"
-        )
-        rows, written, withheld = (
-            Counter(dict(database.rows(f"SELECT partition, count(*) FROM {table} GROUP BY ALL")))
-            for table in ("wanted", "new_rows", "withheld")
-        )
-        if self._place == 0:
-            self._count_unexplained(partitions)
-        if written or removed:
-            self._commit(group, removed)
-        # These rows are settled. Kept, they would be removed once more with the partition that
-        # a document moved away from.
-        database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM settled)")
-        removed_of = Counter({chunk: of for chunk, _, of in gone}.values())
-        return {
-            partition: {
-                "rows": rows[partition],
-                "rows_written": written[partition],
-                "rows_removed": removed_of[partition],
-                "documents_withheld": withheld[partition],
-            }
-            for partition in partitions
-        }
-
-    def repair(self, damaged_chunk_ids: Sequence[str]) -> None:
-        """Writes rows again whose text or vector is not what was written."""
-        self.begin(self.partitions)
-        damaged = pa.table({"chunk_id": pa.array(damaged_chunk_ids, pa.string())})
-        self.database.create("damaged", damaged.schema)
-        self.database.insert("damaged", damaged)
-        self.database.execute("DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM damaged)")
-        for group in small_ones_together(self.partitions, self.opened, PartitionFiles.size):
-            self.replace(group)
 
     def _place_documents(self, group: Sequence[PartitionFiles]) -> None:
         """Finds the space of each document: as a whole it is in one, or in none."""
@@ -368,8 +404,24 @@ class IndexUpdate:
             Chunks that are missing, chunks that should not be there, and documents whose chunk
             numbers are not 0..n-1.
         """
+        found = _RowSet()
+        for batch in self.store.scan(
+            self.collection, self.space, ROW_IDENTITY, partitions=self.partitions
+        ):
+            rows = pa.Table.from_batches([batch])
+            found += _RowSet(*self.database.row_over(rows, _row_set("incoming")))
+        # Nearly always. Tables of all the rows, which tell what is wrong, are not made for that.
+        if found == self._expected:
+            return 0, 0, self._gaps
+        return self._count_differences()
+
+    def _count_differences(self) -> tuple[int, int, int]:
         self.database.create("found", _stored_schema(self.space))
         self.insert_stored("found", self.partitions)
+        self.database.create("expected", _stored_schema(self.space))
+        for group in small_ones_together(self.partitions, self.opened, PartitionFiles.size):
+            self._find_wanted(group)
+            self.database.execute("INSERT INTO expected FROM wanted")
         missing, surplus = self.database.row(
             """
             SELECT count(*) FILTER (found.chunk_id IS NULL),
@@ -377,16 +429,20 @@ class IndexUpdate:
             FROM expected FULL JOIN found USING (chunk_id, document_version, content_hash)
             """
         )
+        return missing, surplus, self._count_gaps("found")
+
+    def _count_gaps(self, table: str) -> int:
+        """Documents whose chunk numbers are not 0..n-1."""
         (gaps,) = self.database.row(
-            """
+            f"""
             SELECT count(*) FROM (
-                SELECT document_id FROM found GROUP BY document_id
+                SELECT document_id FROM {table} GROUP BY document_id
                 HAVING count(*) <> max(chunk_number) + 1 OR min(chunk_number) <> 0
                     OR count(DISTINCT chunk_number) <> count(*)
             )
             """
         )
-        return missing, surplus, gaps
+        return gaps
 
     def _commit(self, group: Sequence[PartitionFiles], removed: dict[str, str]) -> None:
         """Args:
@@ -410,21 +466,23 @@ class IndexUpdate:
                 JOIN {with_partition("vectors")} v
                   ON v.partition = c.partition AND v.content_hash = c.content_hash
                 """,
+                batch_rows=_ROWS_PER_BATCH,
                 chunks=[own.chunks for own in holders],
                 documents=[own.documents for own in holders],
                 vectors=[own.vectors[self._place] for own in holders],
             )
-        reader = pa.RecordBatchReader.from_batches(
-            schema, (_as_rows(batch, schema, self.space.dimension) for batch in rows)
-        )
-        self.store.replace(
-            self.collection,
-            self.space,
-            reader,
-            remove_chunk_ids=[*removed],
-            # Not where another run has put a document that moved, in the meantime.
-            remove_from_partitions=sorted({*removed.values()}),
-        )
+        ready = (_as_rows(batch, schema, self.space.dimension) for batch in rows)
+        # The store holds batches several times over while it compares them with its own.
+        with self.database.spooled(schema, ready) as reader:
+            self.database.drop("new_rows", "owned", "placed", "wanted", "withheld")
+            self.store.replace(
+                self.collection,
+                self.space,
+                reader,
+                remove_chunk_ids=[*removed],
+                # Not where another run has put a document that moved, in the meantime.
+                remove_from_partitions=sorted({*removed.values()}),
+            )
 
     def _find_claims(self) -> None:
         """Decides about documents that more than one partition holds.
@@ -439,18 +497,17 @@ class IndexUpdate:
         out here.
         """
         database = self.database
-        claims = [("document_id", pa.string()), ("partition", pa.string())]
-        seen = [files.DOCUMENTS.field(name) for name in ("file", "read_at")]
-        database.create("claims", pa.schema([*claims, *seen]))
+        claims = pa.schema(
+            [
+                ("document_id", pa.string()),
+                ("partition", pa.string()),
+                *(files.DOCUMENTS.field(name) for name in ("file", "read_at")),
+            ]
+        )
+        database.create("claims", claims)
+        self._find_claimants()
         for partition in self.partitions:
             self._insert_claims(partition)
-        elsewhere = pa.schema(claims)
-        database.create("elsewhere", elsewhere)
-        for space in self._spaces:  # a document may have moved out of another space's table
-            for batch in self.store.scan(
-                self.collection, space, elsewhere.names, not_partitions=self.partitions
-            ):
-                database.insert("elsewhere", pa.Table.from_batches([batch]))
         others = database.rows(
             "SELECT DISTINCT e.partition FROM elsewhere e SEMI JOIN claims c USING (document_id)"
         )
@@ -480,10 +537,48 @@ class IndexUpdate:
             """
         )
 
+    def _find_claimants(self) -> None:
+        """Finds the documents of the run that may be in more than one partition: few, or none.
+
+        Fills `claimants` with hashes of their ids, and `elsewhere` with those in the index under
+        partitions outside the run. What is not among them needs no place in any table.
+        """
+        database = self.database
+        database.create("documents", pa.schema([("hash", pa.uint64())]))
+        for partition in self.partitions:
+            with self._reading(files.documents_key, partition) as documents:
+                database.execute(
+                    "INSERT INTO documents SELECT hash(id) FROM read_parquet($path)",
+                    path=str(documents),
+                )
+        elsewhere = pa.schema([("document_id", pa.string()), ("partition", pa.string())])
+        database.create("elsewhere", elsewhere)
+        self._partitions_elsewhere = set()
+        for space in self._spaces:  # a document may have moved out of another space's table
+            for batch in self.store.scan(
+                self.collection, space, elsewhere.names, not_partitions=self.partitions
+            ):
+                self._partitions_elsewhere |= set(batch["partition"].unique().to_pylist())
+                rows = pa.Table.from_batches([batch])
+                database.insert(
+                    "elsewhere",
+                    rows.select(elsewhere.names),
+                    "SEMI JOIN documents ON documents.hash = hash(incoming.document_id)",
+                )
+        database.execute(
+            """
+            CREATE OR REPLACE TABLE claimants AS
+            SELECT hash FROM documents GROUP BY hash HAVING count(*) > 1
+            UNION SELECT hash(document_id) FROM elsewhere
+            """
+        )
+        database.drop("documents")
+
     def _insert_claims(self, partition: str) -> None:
         with self._reading(files.documents_key, partition) as documents:
             self.database.execute(
-                "INSERT INTO claims SELECT id, $partition, file, read_at FROM read_parquet($path)",
+                "INSERT INTO claims SELECT id, $partition, file, read_at FROM read_parquet($path) "
+                "WHERE hash(id) IN (SELECT hash FROM claimants)",
                 partition=partition,
                 path=str(documents),
             )
@@ -497,8 +592,7 @@ class IndexUpdate:
         """
         strays = pa.schema([("chunk_id", pa.string()), ("home", pa.string())])
         self.database.create("strays", strays)
-        found = self.database.rows("SELECT DISTINCT partition FROM elsewhere")
-        gone = [p for (p,) in found if p not in self._all_partitions]
+        gone = sorted(self._partitions_elsewhere - self._all_partitions)
         if not gone or not self.partitions:
             return
         identity, run = _stored_schema(self.space), set(self.partitions)
@@ -544,6 +638,27 @@ class IndexUpdate:
 
     def _reading(self, key: Any, partition: str) -> Any:
         return self._artifacts.reading(key(self.collection, partition))
+
+
+@dataclass(frozen=True)
+class _RowSet:
+    """Rows in any order: two sets are equal if and, but for one chance in 2^64, only if these are.
+
+    Attributes:
+        rows: how many.
+        digest: the sum of the hashes of their identities.
+    """
+
+    rows: int = 0
+    digest: int = 0
+
+    def __add__(self, other: "_RowSet") -> "_RowSet":
+        return _RowSet(self.rows + other.rows, self.digest + other.digest)
+
+
+def _row_set(table: str) -> str:
+    """SQL: the arguments of `_RowSet` for a table's rows."""
+    return f"SELECT count(*), coalesce(sum(hash({', '.join(ROW_IDENTITY)})), 0) FROM {table}"
 
 
 def _stored_schema(space: EmbeddingSpace) -> pa.Schema:

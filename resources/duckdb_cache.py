@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import dagster as dg
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from resources.content_identity import HASH_BYTES
+from resources.duckdb_engine import duckdb
 from resources.embedding_cache import (
     CONTENT_HASH_TYPE,
     CachedVectors,

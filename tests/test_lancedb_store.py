@@ -270,7 +270,7 @@ def work(letter, start, uri):
         store.replace(NAME, SPACE, reader(batch(gone, text=letter)))
 
 fork = multiprocessing.get_context("fork")
-start = fork.Barrier(2)
+start = fork.Barrier(2, timeout=20)  # seconds; one does not wait for ever for one that failed
 processes = [fork.Process(target=work, args=(letter, start, sys.argv[1])) for letter in "ab"]
 for process in processes:
     process.start()
@@ -288,6 +288,36 @@ def test_two_processes_that_write_the_same_new_keys_at_once_make_no_duplicates(s
     assert result.returncode == 0
     assert sorted(rows(store)) == ids(*range(300))
     assert store.count(NAME, SPACE) == 300
+
+
+CREATE = """
+import multiprocessing, sys
+from tests.test_lancedb_store import SPACE, LanceDBVectorStore, batch, reader
+
+def work(letter, start, uri):
+    store = LanceDBVectorStore(uri=uri)
+    import lancedb
+    for number in range(25):
+        start.wait()
+        store.replace(f"corpus{number}", SPACE, reader(batch([letter])))
+
+fork = multiprocessing.get_context("fork")
+start = fork.Barrier(2, timeout=20)  # seconds; one does not wait for ever for one that failed
+processes = [fork.Process(target=work, args=(letter, start, sys.argv[1])) for letter in "ab"]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(any(process.exitcode for process in processes))
+"""
+
+
+def test_of_two_processes_that_make_a_table_at_once_neither_loses_its_rows(store):
+    result = subprocess.run([sys.executable, "-c", CREATE, store.uri], cwd=PROJECT, check=False)
+    assert result.returncode == 0
+    for number in range(25):
+        found = pa.Table.from_batches(store.scan(f"corpus{number}", SPACE, ["chunk_id"]))
+        assert sorted(found["chunk_id"].to_pylist()) == ["a", "b"]
 
 
 def test_the_key_column_is_declared_and_the_table_names_its_space(store):
