@@ -70,9 +70,24 @@ def rank_documents(
 
 
 def embedders_of_rows(collection: str, resources: CollectionResources) -> Sequence[Embedder]:
-    """The embedders of the spaces in which the collection has rows; the first one in any case."""
+    """The embedders of the spaces in which the collection has rows.
+
+    The first one too if its index is there and empty; but not if another has rows and the first
+    was never run, as when the old model is named as the fallback of a new one.
+
+    Raises:
+        LookupError: the collection has no index yet. Said before a model is loaded for nothing.
+    """
     first, *others = resources.embedders
-    return [first, *(e for e in others if resources.store.count(collection, e.space))]
+    asked = [e for e in others if resources.store.count(collection, e.space)]
+    if first.space.id in {space.id for space in resources.store.spaces(collection)}:
+        return [first, *asked]
+    if not asked:
+        raise LookupError(
+            f"Collection '{collection}' has no index for {first.space.model} ({first.space.id}) "
+            f"yet. Materialize '{collection}/vector_index' first."
+        )
+    return asked
 
 
 def fuse_rankings(rankings: Sequence[Sequence[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from embedding_assets.canaries import CANARIES, SpaceDriftError
 from embedding_assets.collection import CollectionResources
 from embedding_assets.search import embedders_of_rows, fuse_rankings, search
 from embedding_assets.settings import CollectionSettings
-from resources.embedder import EmbeddingBatch, EmbeddingError, Role
+from resources.embedder import Embedder, EmbeddingBatch, EmbeddingError, Role
 from resources.embedding_space import EmbeddingSpace
 from tests.fakes import CountingEmbedder, fake_vector
 from tests.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
@@ -167,20 +167,35 @@ def test_texts_that_the_fallback_refuses_are_errors_too(tmp_path):
     assert not checks(result)["error_rate"]
 
 
+def searchable(pipeline: Pipeline, embedder: Embedder, fallback: Embedder) -> CollectionResources:
+    return CollectionResources(
+        source=pipeline.resources["corpus_source"],
+        embedder=embedder,
+        fallback=fallback,
+        artifacts=pipeline.artifacts,
+        cache=pipeline.cache,
+        store=pipeline.store,
+    )
+
+
+def test_the_old_model_as_fallback_of_a_new_one_is_searched_before_the_new_one_has_run(tmp_path):
+    old = CountingEmbedder(model="old")
+    pipeline = make(tmp_path, old)
+    pipeline.run("2021", "2022")
+    resources = searchable(pipeline, CountingEmbedder(model="new"), old)
+    row = pipeline.rows(old)[0]
+    hits = search("corpus", resources, row["context"] + row["text"], 4)
+    assert hits[0].chunk_id == row["chunk_id"]
+    assert resources.embedder.texts == []
+
+
 def test_while_documents_are_in_two_spaces_search_asks_both_and_fuses_the_ranks(tmp_path):
     primary = Faulty(fails_at="of 2022", switch=str(tmp_path / "works again"))
     fallback = CountingEmbedder(model="other", dimension=16)
     pipeline = make(tmp_path, primary, fallback=fallback, settings={"fallback": {"model": "other"}})
     pipeline.run("2021", "2022")
     (tmp_path / "works again").touch()
-    resources = CollectionResources(
-        source=pipeline.resources["corpus_source"],
-        embedder=primary,
-        fallback=fallback,
-        artifacts=pipeline.artifacts,
-        cache=pipeline.cache,
-        store=pipeline.store,
-    )
+    resources = searchable(pipeline, primary, fallback)
     assert [e.space.model for e in embedders_of_rows("corpus", resources)] == ["fake", "other"]
     row = pipeline.rows(fallback)[0]
     hits = search("corpus", resources, row["context"] + row["text"], 4)

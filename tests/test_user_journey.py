@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from embedding_assets.cli import app
 
 PROJECT = Path(__file__).parents[1]
 _NOT_COPIED = shutil.ignore_patterns(
@@ -81,13 +84,18 @@ def test_a_new_corpus_by_following_the_readme_literally(project: Path) -> None:
     assert "four weeks" in output
 
 
-def test_mistakes_on_the_command_line_end_in_one_sentence(project: Path) -> None:
+def test_mistakes_on_the_command_line_end_in_one_sentence(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unknown = _run(project, "embedding-assets search hello -c nowhere", fails=True)
     assert unknown.startswith("Error: There is no collection 'nowhere'. Collections: ")
-    _run(project, "EMBEDDING_DATA_DIR=elsewhere embedding-assets search ' ' -c peps", fails=True)
-    unbuilt = _run(
-        project, "EMBEDDING_DATA_DIR=elsewhere embedding-assets search hi -c peps", fails=True
-    )
-    assert "Materialize 'peps/vector_index' first" in unbuilt
-    for output in (unknown, unbuilt):
+    # The same program in this process: to start it takes much longer than to find a mistake.
+    monkeypatch.setenv("EMBEDDING_DATA_DIR", str(tmp_path))
+    empty = CliRunner().invoke(app, ["search", " ", "-c", "peps"])
+    assert "the text to search for is empty" in empty.output
+    unbuilt = CliRunner().invoke(app, ["search", "hi", "-c", "peps"])
+    assert "Materialize 'peps/vector_index' first" in unbuilt.output
+    assert not list(tmp_path.rglob("*.xml"))  # no model was compiled to find that out
+    assert (empty.exit_code, unbuilt.exit_code) == (1, 1)
+    for output in (unknown, empty.output, unbuilt.output):
         assert "Traceback" not in output
