@@ -1,16 +1,16 @@
-"""Runs a collection's assets over a range of partitions and kills itself on the way.
-
-    python -m tests.kill_runner '{"folder": ..., "source": ..., "signal": ..., "point": [...]}'
+"""Runs a collection's assets over a range of partitions in a process that is killed on the way.
 
 The pipeline is the real one: real files, a real Dagster instance, the fake embedder with a journal.
 """
 
-import json
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +110,50 @@ def _killed_on_the_way(rows: pa.RecordBatchReader, kill: Callable[[], None]) -> 
     return pa.RecordBatchReader.from_batches(rows.schema, batches())
 
 
-def main() -> None:
-    orders = json.loads(sys.argv[1])
-    folder = Path(orders["folder"])
-    number = signal.Signals[orders["signal"]]
-    kill_at(orders["point"], lambda: os.kill(os.getpid(), number))
-    if not orders["small"]:
+@dataclass(frozen=True)
+class Orders:
+    """What a run does, and when it ends.
+
+    Attributes:
+        folder: where its state is; what it prints goes into the file `output` in there.
+        source: the documents.
+        point: see `kill_at`.
+        signal: sent at the point.
+        small: partitions are handled as the small ones that they are, else as if each were large.
+    """
+
+    folder: Path
+    source: Path
+    point: list[Any]
+    signal: signal.Signals
+    small: bool
+
+
+def run_killed(orders: Orders) -> int | None:
+    """Runs all assets in a process of its own; returns its exit status."""
+    process = _PROCESSES.Process(target=_run, args=(orders,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+# Each begins as the copy of one that has imported what they need; Dagster alone takes seconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.kill_runner"])
+
+
+def _run(orders: Orders) -> None:
+    output = os.open(orders.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    tempfile.tempdir = str(orders.folder / "tmp")
+    kill_at(orders.point, lambda: os.kill(os.getpid(), orders.signal))
+    if not orders.small:
         # As if each partition were large and took long.
         range_run._PARTITIONS_TOGETHER = 1
         range_run._RECORD_AT_ONCE_AFTER_SECONDS = 0.0
-    with dagster_instance(folder) as instance:
-        result = pipeline(folder, Path(orders["source"])).run(
+    with dagster_instance(orders.folder) as instance:
+        result = pipeline(orders.folder, orders.source).run(
             FIRST, LAST, instance=instance, raise_on_error=False
         )
     sys.exit(0 if result.success else INTERRUPTED)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ PARTITIONS, DOCUMENTS, PER_RUN = 40, 3, 2  # many runs, so that a cancel finds s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothing(
     tmp_path: Path,
 ) -> None:

@@ -327,7 +327,7 @@ def work(number, start, path):
         assert cache.get(SPACE, hashes(*numbers)).found.all()
 
 fork = multiprocessing.get_context("fork")
-start = fork.Barrier(8)
+start = fork.Barrier(8, timeout=60)  # seconds; the others do not wait for ever for one that failed
 processes = [fork.Process(target=work, args=(i, start, sys.argv[1])) for i in range(8)]
 for process in processes:
     process.start()

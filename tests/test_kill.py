@@ -1,14 +1,11 @@
 """Processes are killed on the way; the same command again leaves everything in order."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,16 @@ from pydantic import PrivateAttr
 
 from embedding_assets.canaries import CANARIES
 from tests.fakes import CountingEmbedder
-from tests.kill_runner import FIRST, FLUSH_SIZE, INTERRUPTED, LAST, dagster_instance, pipeline
+from tests.kill_runner import (
+    FIRST,
+    FLUSH_SIZE,
+    INTERRUPTED,
+    LAST,
+    Orders,
+    dagster_instance,
+    pipeline,
+    run_killed,
+)
 from tests.pipeline import Pipeline, checks, numbers, write_jsonl
 
 YEARS = ("2020", "2021", "2022", "2023")
@@ -70,6 +76,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    forkserver.ensure_running()  # before `folder` changes where temporary files go
     folder = tmp_path_factory.mktemp("undisturbed")
     source = write_jsonl(folder / "source.jsonl", _first_snapshot())
     state = pipeline(folder / "state", source)
@@ -92,31 +99,15 @@ def run_and_kill(
     folder: Path,
     source: Path,
     point: list[Any],
-    signal_name: str = "SIGKILL",
+    number: signal.Signals = signal.SIGKILL,
     *,
     small: bool = False,
 ) -> int:
-    """Runs all assets in a process that signals itself; returns its exit status.
-
-    Its partitions are handled as large ones, each by itself, or as the small ones that they are.
-    """
-    orders = {
-        "folder": str(folder),
-        "source": str(source),
-        "point": point,
-        "signal": signal_name,
-        "small": small,
-    }
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.kill_runner", json.dumps(orders)],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"TMPDIR": str(folder / "tmp")},
-        capture_output=True,
-        check=False,
-    )
-    if process.returncode not in (INTERRUPTED, -signal.SIGKILL):
-        pytest.fail(process.stderr.decode()[-3000:])
-    return process.returncode
+    """Runs all assets in a process that signals itself; returns its exit status."""
+    status = run_killed(Orders(folder, source, point, number, small))
+    if status not in (INTERRUPTED, -signal.SIGKILL):
+        pytest.fail((folder / "output").read_text()[-3000:])
+    return status
 
 
 def recorded(folder: Path, asset: str) -> set[str]:
@@ -249,7 +240,7 @@ def test_after_sigterm_finished_partitions_are_recorded_and_nothing_is_left_behi
     world: World, folder: Path
 ) -> None:
     point = ["write", "embeddings", "vectors.parquet", "before", 3]
-    assert run_and_kill(folder, world.source, point, "SIGTERM") == INTERRUPTED
+    assert run_and_kill(folder, world.source, point, signal.SIGTERM) == INTERRUPTED
     assert recorded(folder, "deduplicated_chunks") == set(YEARS)
     assert recorded(folder, "embeddings") == {"2020", "2021"}
     assert temporary_files(folder) == []
