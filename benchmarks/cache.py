@@ -14,7 +14,7 @@ from benchmarks.measure import in_turn, median, seconds, speedup, spread
 from resources.content_identity import content_hash
 from resources.duckdb_cache import DuckDBEmbeddingCache
 from resources.embedder import Embedder
-from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache
+from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache, hash_array
 
 ONE_AT_A_TIME = "one text at a time, no cache"
 BATCHED = "batched, no cache"
@@ -51,23 +51,21 @@ def embed_through_cache(
     Returns:
         Vectors, shape (n, dimension), float32, in the order of the texts; how many were embedded.
     """
-    place: dict[bytes, int] = {}
-    rows = np.empty(len(texts), dtype=np.int64)
-    first: list[int] = []
-    for number, text in enumerate(texts):
-        key = content_hash(text)
-        row = place.setdefault(key, len(place))
-        if row == len(first):
-            first.append(number)
-        rows[number] = row
-    hashes = pa.array(list(place), CONTENT_HASH_TYPE)
+    keys = [content_hash(text) for text in texts]
+    distinct = dict(zip(keys, texts, strict=True))
+    hashes = hash_array(list(distinct))
     answer = cache.get(embedder.space, hashes)
     vectors, missing = answer.vectors, np.flatnonzero(~answer.found)
-    for start in range(0, len(missing), flush_size):
-        part = missing[start : start + flush_size]
-        vectors[part] = embedder.embed([texts[first[int(row)]] for row in part]).vectors
-        cache.put(embedder.space, hashes.take(pa.array(part)), vectors[part])
-    return vectors[rows] if len(place) < len(texts) else vectors, len(missing)
+    if len(missing):
+        of_row = list(distinct.values())
+        for start in range(0, len(missing), flush_size):
+            part = missing[start : start + flush_size]
+            vectors[part] = embedder.embed([of_row[row] for row in part.tolist()]).vectors
+            cache.put(embedder.space, hashes.take(pa.array(part)), vectors[part])
+    if len(distinct) < len(texts):
+        rows = {key: row for row, key in enumerate(distinct)}
+        vectors = vectors[[rows[key] for key in keys]]
+    return vectors, len(missing)
 
 
 def measure_cache(

@@ -1,8 +1,8 @@
 """Asset `embeddings`: one vector for each distinct content hash, from the cache or the model."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ from resources.embedding_cache import (
 )
 from resources.embedding_space import EmbeddingSpace
 
-_HASHES_PER_LOOKUP = 8_192
+_HASHES_PER_LOOKUP = 65_536
 _ERROR_EXAMPLES = 3
 
 _Vectors = tuple[str, pa.RecordBatch]
@@ -374,11 +374,12 @@ class EmbeddingJob:
         work: "_Work",
         key: Callable[[str, str], str],
         space: EmbeddingSpace,
-        vectors: Iterator[_Vectors],
+        vectors: Generator[_Vectors, None, None],
     ) -> None:
         """Writes a file for each partition; all of them appear when the last vector is there."""
         schema = files.VECTORS.with_metadata({"space": space.to_json()})
         with ExitStack() as stack:
+            stack.enter_context(closing(vectors))  # it may hold the cache
             writers = {}
             for place in work.places:
                 path = stack.enter_context(
@@ -395,7 +396,7 @@ class EmbeddingJob:
         wanted: str,
         embedded: Callable[[], Iterator[_Vectors]],
         **parameters: Any,
-    ) -> Iterator[_Vectors]:
+    ) -> Generator[_Vectors, None, None]:
         """Yields cached vectors, then those that `embedded` makes of what is missing."""
         _forget_missing(work.database)
         rows = f"SELECT partition, content_hash, chunk_id FROM {wanted}"
@@ -417,23 +418,28 @@ class EmbeddingJob:
 
     def _cached(
         self, work: "_Work", space: EmbeddingSpace, wanted: str, **parameters: Any
-    ) -> Iterator[_Vectors]:
+    ) -> Generator[_Vectors, None, None]:
         """Yields what the cache holds; the others go into the table `missing`."""
         # All hashes are looked up again: what the plan calls cached may be gone, and what it calls
         # missing may have been embedded for another partition in between.
         for batch in work.database.stream(wanted, batch_rows=_HASHES_PER_LOOKUP, **parameters):
-            answer = self._cache.get(space, batch["content_hash"].cast(CONTENT_HASH_TYPE))
+            hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
+            found = np.zeros(len(batch), dtype=bool)
+            with closing(self._cache.find(space, hashes)) as parts:
+                for part in parts:
+                    found[part.numbers] = True
+                    rejected = work.numbers[work.places[0].partition]
+                    rejected.cache_entries_rejected += part.rejected
+                    rows = batch.take(pa.array(part.numbers))
+                    yield from _vectors_by_partition(rows, part.vectors)
             for partition, rows in _by_partition(batch):
-                found = answer.found[rows]
                 numbers = work.numbers[partition]
+                hits = int(np.count_nonzero(found[rows]))
                 numbers.distinct_chunks += len(rows)
-                numbers.cache_hits += int(np.count_nonzero(found))
-                numbers.cache_misses += int(np.count_nonzero(~found))
-                yield partition, _vector_rows(batch, answer.vectors, rows[found])
-            rejected = work.numbers[work.places[0].partition]
-            rejected.cache_entries_rejected += answer.rejected
-            if not answer.found.all():
-                missing = pa.Table.from_batches([batch]).filter(pa.array(~answer.found))
+                numbers.cache_hits += hits
+                numbers.cache_misses += len(rows) - hits
+            if not found.all():
+                missing = pa.Table.from_batches([batch]).filter(pa.array(~found))
                 work.database.insert("missing", missing.select(_CHUNKS.names))
 
     def _embedded(
@@ -472,7 +478,8 @@ class EmbeddingJob:
                 numbers.tokens += int(embedded.batch.tokens[own].sum())
                 numbers.tokens_truncated += int(embedded.batch.truncated_tokens[own].sum())
                 numbers.dollars += embedder.dollars(int(embedded.batch.tokens[rows].sum()))
-                yield partition, _vector_rows(batch, embedded.batch.vectors, own)
+            embedded_rows = batch.filter(pa.array(good))
+            yield from _vectors_by_partition(embedded_rows, embedded.batch.vectors[good])
             seconds = time.perf_counter() - started
             for partition, rows in parts:
                 work.numbers[partition].seconds_embedding += seconds * len(rows) / len(batch)
@@ -601,7 +608,21 @@ def _by_partition(batch: pa.RecordBatch) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _vector_rows(batch: pa.RecordBatch, vectors: np.ndarray, rows: np.ndarray) -> pa.RecordBatch:
-    hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).take(pa.array(rows))
-    encoded = encode_vectors(vectors[rows]).cast(pa.binary())
-    return pa.record_batch([hashes, encoded], names=files.VECTORS.names)
+def _vectors_by_partition(batch: pa.RecordBatch, vectors: np.ndarray) -> Iterator[_Vectors]:
+    """Args:
+    batch: n rows with a partition and a content hash.
+    vectors: shape (n, dimension), float32.
+    """
+    for partition, rows in _by_partition(batch):
+        whole = len(rows) == len(batch)
+        hashes = batch["content_hash"]
+        yield (
+            partition,
+            pa.record_batch(
+                [
+                    hashes if whole else hashes.take(pa.array(rows)),
+                    encode_vectors(vectors if whole else vectors[rows]).cast(pa.binary()),
+                ],
+                schema=files.VECTORS,
+            ),
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 
 HASH_BYTES = 20
 """160 bits: beyond collisions by accident, and by design at any affordable cost."""
@@ -32,12 +33,19 @@ def digest(*parts: str) -> bytes:
     Raises:
         UnicodeEncodeError: a part holds a lone surrogate.
     """
+    return _state(parts).digest()
+
+
+def _state(parts: Iterable[str]) -> "hashlib.blake2b":
     state = hashlib.blake2b(digest_size=HASH_BYTES)
     for part in parts:
         data = part.encode()
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
-    return state.digest()
+    return state
+
+
+_EMBEDDED_TEXT = _state(["embedded text"])
 
 
 def document_version(title: str, text: str, timestamp: str, metadata: str) -> bytes:
@@ -46,8 +54,12 @@ def document_version(title: str, text: str, timestamp: str, metadata: str) -> by
 
 
 def content_hash(embedded_text: str) -> bytes:
-    """The key of an embedded text within its embedding space."""
-    return digest("embedded text", embedded_text)
+    """The key of an embedded text within its embedding space: a digest of both parts."""
+    # As `digest` does it, but in half the time.
+    state = _EMBEDDED_TEXT.copy()
+    data = embedded_text.encode()
+    state.update(len(data).to_bytes(8, "little") + data)
+    return state.digest()
 
 
 def query_hash(query: str) -> bytes:

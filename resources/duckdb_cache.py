@@ -6,8 +6,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from resources.embedding_cache import (
     CONTENT_HASH_TYPE,
     CachedVectors,
     EmbeddingCache,
+    FoundVectors,
     Limits,
     Lookups,
     Removed,
@@ -93,10 +94,31 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         if not len(content_hashes):
             return no_vectors(space, 0)
         answer = no_vectors(space, len(content_hashes))
-        if self._is_there():
-            answer = self._act(lambda database: _get(database, space, content_hashes), space)
-        self.count_lookup(space, answer.found)
-        return answer
+        rejected = 0
+        with closing(self.find(space, content_hashes)) as parts:
+            for part in parts:
+                answer.vectors[part.numbers] = part.vectors
+                answer.found[part.numbers] = True
+                rejected += part.rejected
+        return replace(answer, rejected=rejected)
+
+    def find(
+        self, space: EmbeddingSpace, content_hashes: pa.Array
+    ) -> Generator[FoundVectors, None, None]:
+        # One look at the file however many are asked for: each reads all keys, and where the
+        # vectors lie scattered most of those too.
+        found = np.zeros(len(content_hashes), dtype=bool)
+        if len(content_hashes) and self._is_there():
+            with self._turn() as deadline:
+                try:
+                    with self._open(space.dimension, deadline) as database:
+                        for part in _find(database, space, content_hashes):
+                            found[part.numbers] = True
+                            yield part
+                except duckdb.Error as error:
+                    self._set_aside_if_damaged(error)  # what was not found by then is not there
+        if len(content_hashes):
+            self.count_lookup(space, found)
 
     def put(self, space: EmbeddingSpace, content_hashes: pa.Array, vectors: np.ndarray) -> None:
         check_shape(space, content_hashes, vectors)
@@ -154,10 +176,10 @@ class DuckDBEmbeddingCache(EmbeddingCache):
                 for start in range(0, len(listed), _ROWS_PER_BATCH):
                     page = listed.slice(start, _ROWS_PER_BATCH)
                     answer = self._act(
-                        lambda database, page=page: _get(database, space, page), space
+                        lambda database, page=page: list(_find(database, space, page)), space
                     )
-                    if answer.found.any():
-                        yield page.filter(pa.array(answer.found)), answer.vectors[answer.found]
+                    for part in answer:
+                        yield page.take(pa.array(part.numbers)), part.vectors
 
     def _act_if_there(
         self, action: Callable[[duckdb.DuckDBPyConnection], list[_Item]]
@@ -186,6 +208,18 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             space: where it may write or let the log be written; None: nowhere, or everywhere.
         """
         dimension = space.dimension if space else 0
+        with self._turn() as deadline:
+            try:
+                with self._open(dimension, deadline) as database:
+                    return action(database)
+            except duckdb.Error as error:
+                self._set_aside_if_damaged(error)
+            with self._open(dimension, deadline) as database:
+                return action(database)
+
+    @contextmanager
+    def _turn(self) -> Iterator[float]:
+        """Waits until nobody else uses the file; yields the time until which may be waited."""
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + self.lock_timeout
@@ -195,21 +229,17 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             raise self._locked(_opening_error(path)) from error
         with lock:
             _remove_leftovers(path)
-            try:
-                with self._open(path, dimension, deadline) as database:
-                    return action(database)
-            except duckdb.Error as error:
-                if not _says_damaged(error):
-                    raise  # permissions, a full disk: renaming the file would not help
-                _set_aside(path, error)
-            with self._open(path, dimension, deadline) as database:
-                return action(database)
+            yield deadline
+
+    def _set_aside_if_damaged(self, error: duckdb.Error) -> None:
+        if not _says_damaged(error):
+            raise error  # permissions, a full disk: renaming the file would not help
+        _set_aside(Path(self.path), error)
 
     @contextmanager
-    def _open(
-        self, path: Path, dimension: int, deadline: float
-    ) -> Iterator[duckdb.DuckDBPyConnection]:
-        engine = _Engine.for_file(path)
+    def _open(self, dimension: int, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Opens the file, in a turn that began before; see `_act` for the dimension."""
+        engine = _Engine.for_file(Path(self.path))
         database = None
         try:
             while database is None:
@@ -436,18 +466,15 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         raise duckdb.IOException(str(error)) from error
 
 
-def _get(
+def _find(
     database: duckdb.DuckDBPyConnection, space: EmbeddingSpace, content_hashes: pa.Array
-) -> CachedVectors:
-    answer = no_vectors(space, len(content_hashes))
-    rejected = 0
-    for numbers, _, decoded, valid in _fetch(
-        database, space, _held(database, space, content_hashes)
-    ):
-        answer.vectors[numbers[valid]] = decoded[valid]
-        answer.found[numbers[valid]] = True
-        rejected += int(np.count_nonzero(~valid))
-    return replace(answer, rejected=rejected)
+) -> Iterator[FoundVectors]:
+    held = _held(database, space, content_hashes)
+    for numbers, _, decoded, valid in _fetch(database, space, held):
+        rejected = int(np.count_nonzero(~valid))
+        if rejected:
+            numbers, decoded = numbers[valid], decoded[valid]
+        yield FoundVectors(numbers, decoded, rejected)
 
 
 def _put(

@@ -4,7 +4,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 
@@ -21,6 +21,7 @@ NORM_TOLERANCE = 1e-3
 
 CONTENT_HASH_TYPE = pa.binary(HASH_BYTES)
 
+_HASHES_PER_PAGE = 8_192
 _SECONDS_BETWEEN_SAVES = 60
 """How often the counts of look-ups are added to those in the cache, besides at the end of a run."""
 
@@ -40,6 +41,21 @@ class CachedVectors:
     """
 
     found: np.ndarray
+    vectors: np.ndarray
+    rejected: int
+
+
+@dataclass(frozen=True)
+class FoundVectors:
+    """Part of the answer to one look-up.
+
+    Attributes:
+        numbers: shape (m,), int64; which of the hashes asked for, counted from 0.
+        vectors: shape (m, dimension), float32.
+        rejected: as in `CachedVectors`, of this part.
+    """
+
+    numbers: np.ndarray
     vectors: np.ndarray
     rejected: int
 
@@ -149,6 +165,24 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
             space: the embedding space.
             content_hashes: n distinct values of `CONTENT_HASH_TYPE`.
         """
+
+    def find(
+        self, space: EmbeddingSpace, content_hashes: pa.Array
+    ) -> Generator[FoundVectors, None, None]:
+        """Streams what `get` would find, in any order, in memory that does not grow with n.
+
+        Close the iterator if you do not come to its end, and use the cache for nothing else before:
+        it may be locked.
+
+        Args:
+            space: the embedding space.
+            content_hashes: n distinct values of `CONTENT_HASH_TYPE`.
+        """
+        for start in range(0, len(content_hashes), _HASHES_PER_PAGE):
+            answer = self.get(space, content_hashes.slice(start, _HASHES_PER_PAGE))
+            rows = np.flatnonzero(answer.found)
+            vectors = answer.vectors if len(rows) == len(answer.found) else answer.vectors[rows]
+            yield FoundVectors(start + rows, vectors, answer.rejected)
 
     @abstractmethod
     def put(self, space: EmbeddingSpace, content_hashes: pa.Array, vectors: np.ndarray) -> None:
@@ -364,11 +398,16 @@ def valid_vectors(space: EmbeddingSpace, vectors: np.ndarray) -> np.ndarray:
     Returns:
         Shape (n,), bool.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
         if space.normalized:
             return np.abs(np.sqrt(squares) - 1) <= NORM_TOLERANCE  # false for NaN
-        return np.isfinite(squares) & (squares > 0)
+        valid = np.isfinite(squares) & (squares > 0)
+        # In float32 the squares of very long and very short vectors are infinite, or zero.
+        doubtful = np.flatnonzero(~valid)
+        squares = np.einsum("ij,ij->i", vectors[doubtful], vectors[doubtful], dtype=np.float64)
+        valid[doubtful] = np.isfinite(squares) & (squares > 0)
+        return valid
 
 
 def encode_vectors(vectors: np.ndarray) -> pa.Array:

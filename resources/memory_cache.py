@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import compress, repeat
 
 import dagster as dg
 import numpy as np
@@ -16,13 +17,13 @@ from resources.embedding_cache import (
     Lookups,
     Removed,
     SpaceStatistics,
+    hash_array,
     hash_bytes,
-    no_vectors,
 )
 from resources.embedding_space import EmbeddingSpace
 
-_BYTES_BESIDES_VECTOR = 300
-"""Of one entry, about: the key, two Python objects, and its place in the dictionary."""
+_BYTES_BESIDES_VECTOR = 250
+"""Of one entry, about: the key and a row's number as objects, and their places in tables."""
 
 
 class MemoryEmbeddingCache(EmbeddingCache):
@@ -49,11 +50,15 @@ class MemoryEmbeddingCache(EmbeddingCache):
         missing = np.flatnonzero(~answer.found)
         if not len(missing):
             return answer
-        rest = self.behind.get(space, content_hashes.take(pa.array(missing)))
+        asked = [hashes[row] for row in missing.tolist()]
+        rest = self.behind.get(space, hash_array(asked))
+        self._memory.put(
+            space, list(compress(asked, rest.found.tolist())), rest.vectors[rest.found]
+        )
+        if len(missing) == len(hashes):
+            return rest
         answer.vectors[missing] = rest.vectors
         answer.found[missing] = rest.found
-        fetched = missing[rest.found]
-        self._memory.put(space, [hashes[row] for row in fetched], answer.vectors[fetched])
         return CachedVectors(answer.found, answer.vectors, rest.rejected)
 
     def put(self, space: EmbeddingSpace, content_hashes: pa.Array, vectors: np.ndarray) -> None:
@@ -110,49 +115,94 @@ class _Memory:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
+        self._of_space: OrderedDict[str, _SpaceMemory] = OrderedDict()  # the last used is the last
         self._lock = threading.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(memory.size_bytes for memory in self._of_space.values())
 
     def contains(self, space: EmbeddingSpace, hashes: Sequence[bytes]) -> np.ndarray:
         with self._lock:
-            return np.fromiter(((space.id, h) in self._entries for h in hashes), bool, len(hashes))
+            return self._of(space).slots(hashes) >= 0
 
     def get(self, space: EmbeddingSpace, hashes: Sequence[bytes]) -> CachedVectors:
-        answer = no_vectors(space, len(hashes))
-        rows, found = [], []
         with self._lock:
-            for row, content_hash in enumerate(hashes):
-                key = (space.id, content_hash)
-                if (vector := self._entries.get(key)) is not None:
-                    self._entries.move_to_end(key)
-                    rows.append(row)
-                    found.append(vector)
-        if rows:
-            answer.found[rows] = True
-            answer.vectors[rows] = np.frombuffer(b"".join(found), np.float32).reshape(
-                len(rows), space.dimension
-            )
-        return answer
+            return self._of(space).get(hashes)
 
     def put(self, space: EmbeddingSpace, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
-        data = np.ascontiguousarray(vectors, dtype=np.float32).tobytes()
-        size = 4 * space.dimension
         with self._lock:
-            for row, content_hash in enumerate(hashes):
-                key = (space.id, content_hash)
-                if key not in self._entries:
-                    self.bytes += size + _BYTES_BESIDES_VECTOR
-                self._entries[key] = data[row * size : (row + 1) * size]
-                self._entries.move_to_end(key)
-            while self.bytes > self.max_bytes:
-                _, removed = self._entries.popitem(last=False)
-                self.bytes -= len(removed) + _BYTES_BESIDES_VECTOR
+            self._of(space).put(hashes, vectors)
+            while self.size_bytes > self.max_bytes:  # another space than this one has been idle
+                self._of_space.popitem(last=False)
 
     def clear(self) -> None:
         with self._lock:
-            self._entries.clear()
-            self.bytes = 0
+            self._of_space.clear()
+
+    def _of(self, space: EmbeddingSpace) -> "_SpaceMemory":
+        if space.id not in self._of_space:
+            self._of_space[space.id] = _SpaceMemory(space.dimension, self.max_bytes)
+        self._of_space.move_to_end(space.id)
+        return self._of_space[space.id]
+
+
+class _SpaceMemory:
+    """The vectors of one space, in the rows of one array: many are found and copied at once."""
+
+    def __init__(self, dimension: int, max_bytes: int) -> None:
+        self._bytes_per_entry = 4 * dimension + _BYTES_BESIDES_VECTOR
+        self._capacity = max(1, max_bytes // self._bytes_per_entry)
+        # The system gives memory to those rows only that were written.
+        self._vectors = np.empty((self._capacity, dimension), dtype=np.float32)
+        self._used = np.zeros(self._capacity, dtype=np.int64)
+        self._now = 0
+        self._hashes: list[bytes] = []
+        self._slot_of: dict[bytes, int] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._hashes) * self._bytes_per_entry
+
+    def slots(self, hashes: Sequence[bytes]) -> np.ndarray:
+        """The row of each hash; -1: it is not here."""
+        return np.fromiter(map(self._slot_of.get, hashes, repeat(-1)), np.int64, len(hashes))
+
+    def get(self, hashes: Sequence[bytes]) -> CachedVectors:
+        slots = self.slots(hashes)
+        found = slots >= 0
+        self._touch(slots[found])
+        if found.all():
+            return CachedVectors(found, self._vectors[slots], 0)
+        vectors = np.zeros((len(hashes), self._vectors.shape[1]), dtype=np.float32)
+        vectors[found] = self._vectors[slots[found]]
+        return CachedVectors(found, vectors, 0)
+
+    def put(self, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
+        new = np.flatnonzero(self.slots(hashes) < 0)[: self._capacity]
+        slots = self._free_slots(len(new))
+        for slot, row in zip(slots.tolist(), new.tolist(), strict=True):
+            self._slot_of[hashes[row]] = slot
+            self._hashes[slot] = hashes[row]
+        self._vectors[slots] = vectors[new]
+        self._touch(slots)
+
+    def _free_slots(self, count: int) -> np.ndarray:
+        """Rows for so many entries, at most the capacity: new ones, then the longest unused."""
+        first = len(self._hashes)
+        last = min(first + count, self._capacity)
+        self._hashes += [b""] * (last - first)
+        fresh = np.arange(first, last)
+        if len(fresh) == count:
+            return fresh
+        oldest = np.argsort(self._used[:first], kind="stable")[: count - len(fresh)]
+        for slot in oldest.tolist():
+            del self._slot_of[self._hashes[slot]]
+        return np.concatenate([oldest, fresh])
+
+    def _touch(self, slots: np.ndarray) -> None:
+        self._now += 1
+        self._used[slots] = self._now
 
 
 _memories: dict[str, _Memory] = {}
@@ -162,6 +212,6 @@ _memories_lock = threading.Lock()
 def _memory_of(cache: str, max_bytes: int) -> _Memory:
     """The memory before a cache: Dagster makes a copy of each resource for each run."""
     with _memories_lock:
-        memory = _memories.setdefault(cache, _Memory(max_bytes))
-        memory.max_bytes = max_bytes
-        return memory
+        if cache not in _memories or _memories[cache].max_bytes != max_bytes:
+            _memories[cache] = _Memory(max_bytes)
+        return _memories[cache]

@@ -96,8 +96,14 @@ def put(
 
 
 def held(cache: EmbeddingCache, numbers: range, space: EmbeddingSpace = SPACE) -> list[int]:
-    """Which are found; `contains` agrees, and their bits are right."""
+    """Which are found; `contains` and `find` agree, and their bits are right."""
     answer = cache.get(space, hashes(*numbers))
+    streamed = {
+        int(number): vector.tobytes()
+        for part in cache.find(space, hashes(*numbers))
+        for number, vector in zip(part.numbers, part.vectors, strict=True)
+    }
+    assert streamed == {int(n): answer.vectors[n].tobytes() for n in np.flatnonzero(answer.found)}
     truth = vectors(*numbers, dimension=space.dimension)
     assert np.array_equal(answer.found, cache.contains(space, hashes(*numbers)))
     assert answer.vectors[answer.found].tobytes() == truth[answer.found].tobytes()
@@ -106,6 +112,27 @@ def held(cache: EmbeddingCache, numbers: range, space: EmbeddingSpace = SPACE) -
 
 def entries(cache: EmbeddingCache) -> dict[str, int]:
     return {space.space_id: space.entries for space in cache.statistics()}
+
+
+# --- look-ups
+
+
+def test_what_is_found_comes_in_parts_of_bounded_size_whatever_the_number_asked_for(cache):
+    space = dataclasses.replace(SPACE, dimension=1024)
+    asked = range(9_000)  # 37 MB
+    cache.put(space, hashes(*asked), vectors(*asked, dimension=1024))
+    parts = [len(part.numbers) for part in cache.find(space, hashes(*range(-500, 9_500)))]
+    assert sum(parts) == len(asked)
+    assert max(parts) <= 8_192
+
+
+def test_a_look_up_that_is_left_before_its_end_leaves_the_cache_to_others(cache):
+    put(cache, range(100))
+    parts = cache.find(SPACE, hashes(*range(100)))
+    next(parts)
+    parts.close()
+    put(cache, range(100, 101))
+    assert held(cache, range(101)) == list(range(101))
 
 
 # --- statistics
@@ -332,7 +359,7 @@ def test_memory_answers_without_the_cache_behind_within_its_bound(new_cache, tmp
     (tmp_path / "away").replace(behind.path)
     held(cache, range(10), space)  # just used
     assert held(cache, range(160, 400), space) == list(range(160, 400))
-    assert cache._memory.bytes <= 1 << 20
+    assert cache._memory.size_bytes <= 1 << 20
     Path(behind.path).unlink()
     assert 200 < int(cache.get(space, hashes(*range(160, 400))).found.sum()) <= 240
     assert not cache.get(space, hashes(*range(50, 60))).found.any()
