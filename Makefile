@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP) uv
 	@# torch by pip: where pip is set up to find a CPU build, it takes that one.
 	@$(PIP) --no-compile torch
-	@$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]' || \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev]' || \
 		$(PIP) --editable '.[dev]'
 	@touch $@
 

@@ -22,6 +22,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from resources.embedding_space import EmbeddingSpace
+from resources.lancedb_import import import_lancedb
 from resources.vector_store import SearchHit, VectorStore, row_schema
 
 # Without this declaration two processes that upsert the same new keys both insert them.
@@ -246,8 +247,7 @@ class LanceDBVectorStore(VectorStore):
         # Each thread that works on a merge holds rows of its own. Two took 25 MB more for 12,500
         # rows, and were a fifth faster.
         os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
-        import lancedb
-
+        lancedb = import_lancedb()
         # The defaults are gigabytes, and each commit is met once or twice only.
         session = lancedb.Session(
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES

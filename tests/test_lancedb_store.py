@@ -540,3 +540,21 @@ def test_an_exact_search_compares_with_every_row(indexed):
     cosines = np.stack([fake_vector(f"{chunk} 0", 16) for chunk in chunks]) @ query
     hits = indexed.search(NAME, SPACE, query, 50, exact=True)
     assert [hit.chunk_id for hit in hits] == [chunks[i] for i in np.argsort(-cosines)[:50]]
+
+
+REST_CLIENT = """
+import sys
+from resources.lancedb_import import import_lancedb
+
+import_lancedb()
+assert "lance_namespace_urllib3_client.models" in sys.modules
+assert "lance_namespace_urllib3_client.api" not in sys.modules
+import lance_namespace_urllib3_client as package
+assert package.TableApi.__module__ == "lance_namespace_urllib3_client.api.table_api"
+assert package.models.QueryTableRequest
+assert import_lancedb().__name__ == "lancedb"
+"""
+
+
+def test_the_rest_client_of_lancedb_is_loaded_when_it_is_wanted_and_not_before():
+    subprocess.run([sys.executable, "-c", REST_CLIENT], cwd=PROJECT, check=True)
