@@ -22,7 +22,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from resources.embedding_space import EmbeddingSpace
-from resources.lancedb_import import import_lancedb
+from resources.lean_imports import import_lancedb
 from resources.vector_store import SearchHit, VectorStore, row_schema
 
 # Without this declaration two processes that upsert the same new keys both insert them.

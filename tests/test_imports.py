@@ -142,3 +142,23 @@ def test_a_run_in_which_everything_is_cached_loads_no_model_library(
     (tmp_path / "a.jsonl").write_text("\n".join(records))
     assert run_python(_RUN, str(tmp_path), str(model_cache))[0] == len(texts)
     assert run_python(_RUN, str(tmp_path), str(model_cache)) == [0, []]
+
+
+def test_openvino_is_loaded_without_the_telemetry_that_would_fork_and_report(
+    model_cache: Path,
+) -> None:
+    for path, module in sources("resources", "embedding_assets", "benchmarks"):
+        if path != Path("resources/lean_imports.py"):
+            assert "openvino" not in imported_packages(module), path
+    program = f"""
+import json, os, sys
+
+def forbidden():
+    raise AssertionError("a process was forked")
+
+os.fork = forbidden
+from resources.local_embedder import LocalEmbedder
+assert LocalEmbedder(model_cache={str(model_cache)!r}).embed(["a text"]).vectors.any()
+print(json.dumps([sys.modules["openvino_telemetry"], "openvino" in sys.modules]))
+"""
+    assert run_python(program, CI="false") == [None, True]

@@ -544,7 +544,7 @@ def test_an_exact_search_compares_with_every_row(indexed):
 
 REST_CLIENT = """
 import sys
-from resources.lancedb_import import import_lancedb
+from resources.lean_imports import import_lancedb
 
 import_lancedb()
 assert "lance_namespace_urllib3_client.models" in sys.modules

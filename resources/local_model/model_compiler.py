@@ -22,6 +22,7 @@ import numpy as np
 
 from resources.embedder import EmbeddingError
 from resources.embedding_space import EmbeddingSpace, canonical_json
+from resources.lean_imports import import_openvino
 from resources.local_model.model_files import ModelFiles, write_json
 from resources.local_model.token_batches import TextTokenizer
 
@@ -173,9 +174,9 @@ def _check_token_ids(model: Any, files: ModelFiles, tokenizer: Any) -> None:
 
 
 def _convert(model: Any, folder: Path) -> list[str]:
-    import openvino
     import torch
 
+    openvino = import_openvino()
     features = model.preprocess(["one two three four five", "a much longer text " * 4])
     names = [name for name in features if isinstance(features[name], torch.Tensor)]
     if (

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from resources.embedder import EmbeddingBatch, EmbeddingError
 from resources.embedding_space import EmbeddingSpace
+from resources.lean_imports import import_openvino
 from resources.local_model.model_compiler import (
     MODEL_FILE,
     REFERENCE_FILE,
@@ -248,8 +249,7 @@ class OpenVINOModel:
             return count * length / (time.perf_counter() - start)
 
     def __str__(self) -> str:
-        import openvino
-
+        openvino = import_openvino()
         return (
             f"OpenVINO {openvino.__version__.split('-')[0]} in {self.precision} on "
             f"{_processor()[0].strip()}, {self._threads} threads in {self._streams} streams"
@@ -289,8 +289,7 @@ class OpenVINOModel:
         return vectors
 
     def _new_requests(self) -> list[Any]:
-        import openvino
-
+        openvino = import_openvino()
         model = openvino.Core().compile_model(str(self._folder / MODEL_FILE), "CPU", self._settings)
         # One more than run at a time: the next batch is ready when one is done.
         return [model.create_infer_request() for _ in range(self._streams + 1)]
@@ -382,8 +381,7 @@ def _choose_precision(
 
 def _processor() -> tuple[str, bool]:
     """The processor's name, and whether it calculates in bf16."""
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return core.get_property("CPU", "FULL_DEVICE_NAME"), "BF16" in capabilities
