@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,7 @@ def measure(chunks: int, partitions: int, profile: str | None = None) -> list[di
     """
     with tempfile.TemporaryDirectory(prefix="scale-benchmark-") as folder:
         write_corpus(Path(folder) / "corpus.jsonl", chunks)
+        time.sleep(3)  # a younger file would be read again by the next run
         orders = [f"--folder={folder}", f"--partitions={partitions}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.scale", *orders, f"--profile={profile or ''}"],
