@@ -221,6 +221,41 @@ def test_threads_may_share_an_embedder(default):
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
+def test_a_batch_that_fails_spoils_no_other_call_at_that_time(default, monkeypatch):
+    expected = default.embed(SENTENCES).vectors
+    padded = TextTokenizer.padded
+
+    def misshapen(self: TextTokenizer, *arguments: Any) -> dict[str, np.ndarray]:
+        arrays = padded(self, *arguments)
+        cut = threading.current_thread().name == "fails"
+        return arrays | ({"attention_mask": arrays["attention_mask"][:, :0]} if cut else {})
+
+    monkeypatch.setattr(TextTokenizer, "padded", misshapen)
+    results: dict[int, np.ndarray] = {}
+    stages: list[str] = []
+
+    def work(number: int) -> None:
+        results[number] = np.stack([default.embed(SENTENCES).vectors for _ in range(20)])
+
+    def fail() -> None:
+        for _ in range(3):
+            try:
+                default.embed(SENTENCES)
+            except EmbeddingError as error:
+                stages.append(error.stage)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    threads.append(threading.Thread(target=fail, name="fails"))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stages == ["infer"] * 3
+    assert len(results) == 3
+    for vectors in results.values():
+        np.testing.assert_allclose(vectors, np.broadcast_to(expected, vectors.shape), atol=1e-5)
+
+
 HEAVY = ("torch", "transformers", "sentence_transformers", "openvino", "huggingface_hub")
 
 

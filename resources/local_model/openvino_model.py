@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +170,10 @@ def check_vectors(precision: str, vectors: np.ndarray, reference: np.ndarray) ->
     return SelfCheck(precision, cosine if np.isfinite(cosine) else -1.0)
 
 
+_Requests = queue.SimpleQueue[Any]
+"""Inference requests that are idle; whoever is submitting takes them, and all give theirs back."""
+
+
 class OpenVINOModel:
     """A compiled model in one precision; its methods may be called from several threads."""
 
@@ -201,7 +206,7 @@ class OpenVINOModel:
         self._threads = available_cores()
         self._streams = min(self._threads, MAX_STREAMS)
         # Two locks: one call's texts are tokenized while the model works on another's.
-        self._tokenizing, self._inferring = threading.Lock(), threading.Lock()
+        self._tokenizing, self._submitting = threading.Lock(), threading.Lock()
         self._folder = folder
         try:
             self._tokens = TextTokenizer(
@@ -217,7 +222,7 @@ class OpenVINOModel:
                 "NUM_STREAMS": self._streams,
                 "PERFORMANCE_HINT": "THROUGHPUT",
             }
-            self._requests: list[Any] = self._new_requests()
+            self._requests: _Requests | None = self._new_requests()
         except Exception as error:
             raise EmbeddingError(
                 "load", f"The compiled model in {folder} cannot be loaded: {error}"
@@ -229,8 +234,7 @@ class OpenVINOModel:
         """
         with self._tokenizing:
             tokenized = self._tokens.tokenize(texts, prompt)
-        with self._inferring:
-            vectors = self._infer(tokenized.ids, tokenized.lengths)
+        vectors = self._infer(tokenized.ids, tokenized.lengths)
         return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
 
     def self_check(self) -> SelfCheck:
@@ -243,10 +247,9 @@ class OpenVINOModel:
         length = min(128, self._batch_tokens, self._max_tokens)
         count = self._streams * max(1, self._batch_tokens // length)
         ids = [np.full(length, self._manifest.pad_id + 1, dtype=np.int64)] * count
-        with self._inferring:
-            start = time.perf_counter()
-            self._infer(ids, np.full(count, length))
-            return count * length / (time.perf_counter() - start)
+        start = time.perf_counter()
+        self._infer(ids, np.full(count, length))
+        return count * length / (time.perf_counter() - start)
 
     def __str__(self) -> str:
         openvino = import_openvino()
@@ -256,43 +259,72 @@ class OpenVINOModel:
         )
 
     def _infer(self, ids: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
+        # The next call begins when this one's last batches are under way, not when they are done:
+        # else a stream would be idle at the end of each call.
+        try:
+            with ExitStack() as turn:
+                turn.enter_context(self._submitting)
+                self._requests = self._requests or self._new_requests()
+                return self._run(self._requests, ids, lengths, submitted=turn.close)
+        except Exception as error:
+            log.warning("OpenVINO failed on a batch; the model is loaded anew: %s", error)
+        # OpenVINO 2026.4 keeps shapes of a failed batch and fails on the next, which may be another
+        # call's. So what failed is tried again alone, on a model that nothing has failed on.
+        with self._submitting:
+            try:
+                self._requests = self._new_requests()
+                return self._run(self._requests, ids, lengths, submitted=lambda: None)
+            except Exception as error:
+                self._requests = None
+                raise EmbeddingError("infer", f"OpenVINO failed on a batch: {error}") from error
+
+    def _run(
+        self,
+        requests: "_Requests",
+        ids: Sequence[np.ndarray],
+        lengths: np.ndarray,
+        submitted: Callable[[], None],
+    ) -> np.ndarray:
+        """Calls `submitted` when the last batch is under way."""
         vectors = np.empty((len(ids), self._dimension), dtype=np.float32)
         # No callbacks: they need the GIL on a thread of OpenVINO's, which aborts the process when
         # Python is about to exit.
         running: deque[tuple[Any, np.ndarray]] = deque()
 
-        def collect() -> Any:
-            request, rows = running.popleft()
+        def collect() -> None:
+            request, rows = running[0]
             request.wait()
             # The model may yield more: truncate_dim cuts behind it.
             vectors[rows] = self._output(request)[:, : self._dimension]
-            return request
+            running.popleft()
+            requests.put(request)
 
         try:
-            if not self._requests:
-                self._requests = self._new_requests()
-            idle = list(self._requests)
             for rows in token_batches(lengths, self._batch_tokens):
                 padded = self._tokens.padded([ids[row] for row in rows], self._manifest.pad_id)
-                request = idle.pop() if idle else collect()
-                request.start_async({name: padded[name] for name in self._manifest.inputs})
+                if requests.empty() and running:
+                    collect()
+                request = requests.get()
                 running.append((request, rows))
+                request.start_async({name: padded[name] for name in self._manifest.inputs})
+            submitted()
             while running:
                 collect()
-        except Exception as error:
-            # OpenVINO 2026.4 keeps shapes of the failed batch and fails on the next: load it anew.
-            self._requests = []
-            for request, _ in running:
+        finally:
+            for request, _ in running:  # after a failure; others wait for them
                 with suppress(Exception):
                     request.wait()
-            raise EmbeddingError("infer", f"OpenVINO failed on a batch: {error}") from error
+                requests.put(request)
         return vectors
 
-    def _new_requests(self) -> list[Any]:
+    def _new_requests(self) -> "_Requests":
         openvino = import_openvino()
         model = openvino.Core().compile_model(str(self._folder / MODEL_FILE), "CPU", self._settings)
+        requests = _Requests()
         # One more than run at a time: the next batch is ready when one is done.
-        return [model.create_infer_request() for _ in range(self._streams + 1)]
+        for _ in range(self._streams + 1):
+            requests.put(model.create_infer_request())
+        return requests
 
     @staticmethod
     def _output(request: Any) -> np.ndarray:
