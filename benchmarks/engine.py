@@ -384,6 +384,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few texts, two rounds")
     parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
     parser.add_argument("--model-cache", default=str(data_dir() / "models"))
+    parser.add_argument(
+        "--label", help="of this machine: writes engine-LABEL, beside the results of another one"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what the contestants print")
     options = parser.parse_args()
     if options.quick:
@@ -418,7 +421,9 @@ def main() -> None:
             with workers(CACHED, options) as running:
                 tables["All cached"], more = measure_cached(running, options, folder)
             lines += more
-    write_results("engine", "Embedding speed", tables, lines)
+    write_results(
+        f"engine-{options.label}" if options.label else "engine", "Embedding speed", tables, lines
+    )
     print_tables({**tables, "Promises": [line.row() for line in lines]})
 
 
