@@ -266,7 +266,7 @@ def test_the_scale_benchmark_judges_time_per_chunk_peak_and_the_unchanged_run() 
         return {"run": run, "asset": "a", "seconds": seconds, "peak_mb": peak, "written_mb": 1.0}
 
     costs = {
-        10_000: [cost("first", 10, 900), cost("first", 10, 500), cost("unchanged", 1, 400)],
+        10_000: [cost("first", 10, 900), cost("first", 10, 500), cost("unchanged", 0.1, 400)],
         1_000_000: [cost("first", 2_500, 1_600), cost("unchanged", 40, 900)],
     }
     slower, peak, unchanged = scale.judge(scale.tables(costs)["Whole graph"])

@@ -280,7 +280,7 @@ class OpenVINOModel:
 
     def _run(
         self,
-        requests: "_Requests",
+        requests: _Requests,
         ids: Sequence[np.ndarray],
         lengths: np.ndarray,
         submitted: Callable[[], None],
@@ -317,7 +317,7 @@ class OpenVINOModel:
                 requests.put(request)
         return vectors
 
-    def _new_requests(self) -> "_Requests":
+    def _new_requests(self) -> _Requests:
         openvino = import_openvino()
         model = openvino.Core().compile_model(str(self._folder / MODEL_FILE), "CPU", self._settings)
         requests = _Requests()
