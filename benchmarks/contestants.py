@@ -26,7 +26,7 @@ from benchmarks.measure import padding_waste, peak_mb, reset_peak, seconds, writ
 from resources.lean_imports import import_openvino
 from resources.local_embedder import CPU_BATCH_TOKENS, LocalEmbedder
 from resources.local_model.model_files import DEFAULT_MODEL, find_model
-from resources.local_model.token_batches import token_batches
+from resources.local_model.token_batches import padded_length, token_batches
 
 ENCODE_BATCHES = (8, 16, 32, 64, 128, 256)
 ORACLE_BATCH_TOKENS = (512, 768, 1024, 2048)
@@ -240,7 +240,7 @@ class Oracle(Contestant):
         self._lengths = np.array([len(row) for row in ids])
 
         def padded(rows: np.ndarray) -> dict[str, np.ndarray]:
-            shape = (len(rows), int(self._lengths[rows].max()))
+            shape = (len(rows), padded_length(int(self._lengths[rows].max()), self._limit))
             arrays = {name: np.zeros(shape, dtype=np.int64) for name in self._inputs}
             for place, row in enumerate(rows):
                 arrays["input_ids"][place, : len(ids[row])] = ids[row]

@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 
 from resources.embedder import EmbeddingError
 
+_LANES = 16
+_MOST_PADDING = 1 / 32
+
 
 @dataclass(frozen=True)
 class TokenizedTexts:
@@ -60,6 +63,7 @@ class TextTokenizer:
             )
         self._prefix, self._suffix = ids[:first], ids[last:]
         self._types = types[:first], types[first], types[last:]
+        self._max_tokens = max_tokens
         self._room = max_tokens - len(self._prefix) - len(self._suffix)
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
@@ -113,14 +117,14 @@ class TextTokenizer:
         return whole
 
     def padded(self, ids: Sequence[np.ndarray], pad_id: int) -> dict[str, np.ndarray]:
-        """Pads to the longest, on the right.
+        """Pads on the right, to `padded_length` of the longest.
 
         Returns:
-            input_ids, attention_mask and token_type_ids, each of shape (n, longest), int64.
+            input_ids, attention_mask and token_type_ids, each of shape (n, length), int64.
         """
         lengths = np.array([len(row) for row in ids])
-        longest = max(1, int(lengths.max()))  # a model takes at least one token
-        mask = np.arange(longest) < lengths[:, None]
+        length = padded_length(int(lengths.max()), self._max_tokens)
+        mask = np.arange(length) < lengths[:, None]
         input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
         token_type_ids = np.zeros(mask.shape, dtype=np.int64)
         input_ids[mask] = np.concatenate(ids)
@@ -173,6 +177,18 @@ def positions(lengths: np.ndarray) -> np.ndarray:
     """Shape (sum of lengths,), int64; 0, 1, 2, … within each of texts that lie end to end."""
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
+def padded_length(longest: int, max_tokens: int) -> int:
+    """How many tokens long the rows of a batch are to be, whose longest text has `longest`.
+
+    Attention over a multiple of 16 tokens takes up to a fifth less time for each pair of them, for
+    that many numbers fit into a vector register. 3 % more tokens are worth it; more are not.
+    """
+    longest = max(1, longest)  # a model takes at least one token
+    rounded = -(-longest // _LANES) * _LANES
+    worth_it = rounded <= min(longest * (1 + _MOST_PADDING), max_tokens)
+    return rounded if worth_it else longest
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
