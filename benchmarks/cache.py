@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import in_turn, median, seconds, speedup, spread
+from embedding_assets.embedding_stream import embed_stream, model_calls, texts_of
 from resources.content_identity import content_hash
 from resources.duckdb_cache import DuckDBEmbeddingCache
 from resources.embedder import Embedder
@@ -57,11 +58,15 @@ def embed_through_cache(
     answer = cache.get(embedder.space, hashes)
     vectors, missing = answer.vectors, np.flatnonzero(~answer.found)
     if len(missing):
-        of_row = list(distinct.values())
-        for start in range(0, len(missing), flush_size):
-            part = missing[start : start + flush_size]
-            vectors[part] = embedder.embed([of_row[row] for row in part.tolist()]).vectors
-            cache.put(embedder.space, hashes.take(pa.array(part)), vectors[part])
+        asked = pa.record_batch(
+            {"row": missing, "text": pa.array(distinct.values(), pa.string()).take(missing)}
+        )
+        most = max(1, flush_size // embedder.concurrency)
+        slices = (asked.slice(start, most) for start in range(0, len(asked), most))
+        for done in embed_stream(embedder, model_calls(embedder, slices, most), texts_of):
+            rows = done.item["row"]
+            vectors[rows] = done.batch.vectors
+            cache.put(embedder.space, hashes.take(rows), done.batch.vectors)
     if len(distinct) < len(texts):
         rows = {key: row for row, key in enumerate(distinct)}
         vectors = vectors[[rows[key] for key in keys]]

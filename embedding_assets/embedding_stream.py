@@ -1,11 +1,12 @@
 """Embeds a stream of texts: reader, model and cache work at once, within bounded memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from resources.embedder import Embedder, EmbeddingBatch, EmbeddingError
 from resources.embedding_cache import valid_vectors
@@ -14,6 +15,9 @@ _HARMLESS_TEXT = "A short text that every model can embed."
 _DOUBT_AFTER = 8
 """At the first failure, and again after so many in a row, a harmless text tells whether the texts
 are at fault or the embedder."""
+
+_CALLS_PER_WINDOW = 4
+_WINDOW_BYTES = 8_000_000
 
 Item = TypeVar("Item")
 
@@ -31,6 +35,49 @@ class Embedded(Generic[Item]):
     item: Item
     batch: EmbeddingBatch
     errors: list[tuple[str, str] | None]
+
+
+def model_calls(
+    embedder: Embedder, rows: Iterable[pa.RecordBatch], most: int
+) -> Iterator[pa.RecordBatch]:
+    """Gathers rows into calls of the model, each of texts of like length, so that little is padded.
+
+    Some calls at a time are sorted, fewer where texts are long: memory stays bounded.
+
+    Args:
+        embedder: the model.
+        rows: with a column `text`; at most `most` rows at a time.
+        most: rows of a call.
+
+    Yields:
+        The rows of one call.
+    """
+    for window in _windows(rows, most):
+        lengths = np.array([len(text) for text in texts_of(window)])
+        ordered = window.take(pa.array(np.argsort(-lengths, kind="stable")))
+        for start in range(0, len(ordered), most):
+            some = ordered.slice(start, most)
+            for call in embedder.batches(texts_of(some)):
+                yield some.slice(call.start, call.stop - call.start)
+
+
+def _windows(rows: Iterable[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in rows:
+        waiting.append(batch)
+        if (
+            sum(map(len, waiting)) >= _CALLS_PER_WINDOW * most
+            or sum(some.nbytes for some in waiting) >= _WINDOW_BYTES
+        ):
+            window = pa.concat_batches(waiting)
+            waiting.clear()
+            yield window
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def texts_of(rows: pa.RecordBatch) -> list[str]:
+    return rows["text"].to_pylist()
 
 
 def embed_stream(

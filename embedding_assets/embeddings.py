@@ -16,7 +16,7 @@ from embedding_assets import artifacts as files
 from embedding_assets.canaries import Canaries, SpaceDriftError
 from embedding_assets.checks import EmbeddingChecks
 from embedding_assets.collection import Collection
-from embedding_assets.embedding_stream import embed_stream
+from embedding_assets.embedding_stream import embed_stream, model_calls, texts_of
 from embedding_assets.fallback import Providers
 from embedding_assets.process_memory import peak_memory_mb
 from embedding_assets.range_run import (
@@ -446,23 +446,18 @@ class EmbeddingJob:
         self, work: "_Work", embedder: Embedder, space: EmbeddingSpace
     ) -> Iterator[_Vectors]:
         """Embeds what is missing and not settled yet, into the cache under `space`."""
-
         # One partition may be too large to be sorted, and need not be.
         in_order = "ORDER BY partition" if len(work.places) > 1 else ""
-
-        def read() -> Iterator[pa.RecordBatch]:
-            for window in work.database.stream(
-                "SELECT partition, content_hash, chunk_id, context || text AS text "
-                f"FROM {_ALL_CHUNKS} SEMI JOIN missing USING (partition, chunk_id) "
-                f"ANTI JOIN settled USING (partition, chunk_id) {in_order}",
-                batch_rows=max(1, self._flush_size // embedder.concurrency),
-                chunks=work.chunks,
-            ):
-                for part in embedder.batches(_texts(window)):
-                    yield window.slice(part.start, part.stop - part.start)
-
+        most = max(1, self._flush_size // embedder.concurrency)
+        rows = work.database.stream(
+            "SELECT partition, content_hash, chunk_id, context || text AS text "
+            f"FROM {_ALL_CHUNKS} SEMI JOIN missing USING (partition, chunk_id) "
+            f"ANTI JOIN settled USING (partition, chunk_id) {in_order}",
+            batch_rows=most,
+            chunks=work.chunks,
+        )
         started = time.perf_counter()
-        for embedded in embed_stream(embedder, read(), _texts):
+        for embedded in embed_stream(embedder, model_calls(embedder, rows, most), texts_of):
             batch, errors = embedded.item, embedded.errors
             good = np.array([error is None for error in errors])
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).filter(pa.array(good))
@@ -592,10 +587,6 @@ def _forget_missing(database: Scratch) -> None:
     """Empties the tables of chunks that the cache lacked, and of those that were tried since."""
     for table in ("missing", "settled"):
         database.create(table, _CHUNKS)
-
-
-def _texts(batch: pa.RecordBatch) -> list[str]:
-    return batch["text"].to_pylist()
 
 
 def _by_partition(batch: pa.RecordBatch) -> list[tuple[str, np.ndarray]]:

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from embedding_assets.embedding_stream import embed_stream
+from embedding_assets.embedding_stream import embed_stream, model_calls, texts_of
 from resources.embedder import EmbeddingBatch, EmbeddingError, Role
 from tests.fakes import POISON, CountingEmbedder, fake_vector
 
@@ -118,3 +120,39 @@ def test_a_bad_text_fails_alone_and_the_others_of_its_call_do_not():
     (result,) = stream(CountingEmbedder(), iter([["a", POISON, "c"]]))
     assert [error is None for error in result.errors] == [True, False, True]
     assert not result.batch.vectors[1].any()
+
+
+# --- calls of the model
+
+
+def rows_of(texts: list[str]) -> pa.RecordBatch:
+    return pa.record_batch({"number": [int(text.split()[0]) for text in texts], "text": texts})
+
+
+def test_texts_of_like_length_share_a_call_and_none_is_lost():
+    lengths = np.random.default_rng(0).permutation(100)
+    texts = [f"{number} {'x' * length}" for number, length in enumerate(lengths.tolist())]
+    rows = [rows_of(texts[start : start + 10]) for start in range(0, 100, 10)]
+    calls = list(model_calls(CountingEmbedder(), iter(rows), most=10))
+    assert [len(call) for call in calls] == [10] * 10
+    assert sorted(t for call in calls for t in texts_of(call)) == sorted(texts)
+    for call in calls:
+        for number, text in zip(call["number"].to_pylist(), texts_of(call), strict=True):
+            assert text == texts[number]
+    # Sorted in windows of four calls: within the first, no text is longer than one before it.
+    first = [len(text) for call in calls[:4] for text in texts_of(call)]
+    assert first == sorted(first, reverse=True)
+    assert sorted(first) == sorted(len(text) for text in texts[:40])
+
+
+def test_no_more_long_texts_are_held_than_a_few_megabytes():
+    read = []
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for number in range(40):
+            read.append(number)
+            yield rows_of([f"{number} {'x' * 5_000_000}"])
+
+    calls = model_calls(CountingEmbedder(), rows(), most=100)
+    assert len(next(calls)) == 2
+    assert read == [0, 1]

@@ -23,7 +23,7 @@ from resources.local_model import model_compiler, openvino_model
 from resources.local_model.model_compiler import Manifest
 from resources.local_model.model_files import FileHashes, find_model
 from resources.local_model.openvino_model import SelfCheck, check_vectors
-from resources.local_model.token_batches import TextTokenizer, token_batches
+from resources.local_model.token_batches import TextTokenizer, padded_length, token_batches
 from resources.local_model.torch_model import TorchModel
 
 PROJECT = Path(__file__).parents[1]
@@ -928,6 +928,12 @@ def test_packaged_model_with_other_weights_is_refused(monkeypatch, tmp_path):
 
 
 # --- batches --------------------------------------------------------------------------------------
+
+
+def test_rows_are_rounded_up_to_sixteen_tokens_where_that_is_nearly_free_and_the_model_takes_it():
+    assert [padded_length(n, 512) for n in (0, 1, 16, 31, 47, 63, 65)] == [1, 1, 16, 31, 48, 64, 65]
+    assert [padded_length(n, 512) for n in (232, 233, 240, 250)] == [232, 240, 240, 256]
+    assert padded_length(250, 254) == 250
 
 
 def test_batches_hold_every_row_once_within_the_budget():

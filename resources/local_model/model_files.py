@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +163,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class FileHashes:
-    """SHA-256 of large files, remembered by path, size, inode and times.
+    """Hashes of large files, remembered by path, size, inode and times.
 
     Tools that copy or unpack set the modification time to whatever they like, often to the same for
     all files; the time of the last change (ctime) only the system sets.
@@ -175,6 +176,10 @@ class FileHashes:
         self._path = path
 
     def sha256(self, file: Path) -> str:
+        return self.remembered("sha256", _sha256, file)
+
+    def remembered(self, name: str, calculate: Callable[[Path], str], file: Path) -> str:
+        """What `calculate` says of the file; `name` stands for it, and for its version."""
         status = file.stat()
         key = str(file.resolve())
         seen = {
@@ -183,16 +188,13 @@ class FileHashes:
             "mtime_ns": status.st_mtime_ns,
             "ctime_ns": status.st_ctime_ns,
         }
-        entry = self._read().get(key, {})
-        if seen.items() <= entry.items():
-            return entry["sha256"]
-        state = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
-        sha256 = state.hexdigest()
-        write_json(self._path, self._read() | {key: {**seen, "sha256": sha256}})
-        return sha256
+        entry: dict[str, Any] = self._read().get(key, {})
+        if not seen.items() <= entry.items():
+            entry = dict(seen)
+        if name not in entry:
+            entry = {**entry, name: calculate(file)}
+            write_json(self._path, self._read() | {key: entry})
+        return entry[name]
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -200,6 +202,20 @@ class FileHashes:
             return known if isinstance(known, dict) else {}
         except (OSError, ValueError):
             return {}
+
+
+def _sha256(file: Path) -> str:
+    state = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _tokenizer_sha256(file: Path) -> str:
+    """Of what changes token ids: not of the layout of the file, nor of truncation and padding."""
+    tokenizer = _read_json(file) | {"truncation": None, "padding": None}
+    return hashlib.sha256(canonical_json(tokenizer).encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -249,7 +265,9 @@ class ModelFiles:
                     "architecture": self._architecture,
                     "layout": self._layout,
                     "prompts": {role: self.prompt(role) for role in ("document", "query")},
-                    "tokenizer": hashlib.sha256(self.tokenizer_json.encode()).hexdigest(),
+                    "tokenizer": hashes.remembered(
+                        "tokenizer_sha256", _tokenizer_sha256, self._tokenizer_file
+                    ),
                     "tokenizer_settings": self._tokenizer_settings,
                     "truncate_dim": self.truncate_dim,
                 }
@@ -310,24 +328,16 @@ class ModelFiles:
             )
         return min(limits)
 
-    @cached_property
-    def tokenizer_json(self) -> str:
-        """The tokenizer as canonical JSON, without truncation and padding."""
-        path = self._transformer_folder / "tokenizer.json"
-        if not path.exists():
-            path = self.folder / "tokenizer.json"
-        if not path.exists():
-            raise EmbeddingError(
-                "resolve",
-                f"'{self.name}' has no tokenizer.json in {self.folder}. Convert its tokenizer "
-                f"once: transformers.AutoTokenizer.from_pretrained({str(self.folder)!r})"
-                f".save_pretrained({str(self.folder)!r})",
-            )
-        return canonical_json(_read_json(path) | {"truncation": None, "padding": None})
-
     def tokenizer(self) -> Tokenizer:
         """A new instance, without truncation and padding."""
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        try:
+            tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
+        except Exception as error:  # the library has no exceptions of its own
+            raise EmbeddingError(
+                "resolve", f"{self._tokenizer_file} is no tokenizer: {error}"
+            ) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         if self._module_settings.get("do_lower_case"):
             steps = [tokenizer.normalizer] if tokenizer.normalizer else []
             tokenizer.normalizer = NormalizerSequence([Lowercase(), *steps])  # type: ignore[reportAttributeAccessIssue]
@@ -347,6 +357,18 @@ class ModelFiles:
     @property
     def truncation_side(self) -> str:
         return self._tokenizer_config.get("truncation_side", "right")
+
+    @cached_property
+    def _tokenizer_file(self) -> Path:
+        for folder in (self._transformer_folder, self.folder):
+            if (folder / "tokenizer.json").exists():
+                return folder / "tokenizer.json"
+        raise EmbeddingError(
+            "resolve",
+            f"'{self.name}' has no tokenizer.json in {self.folder}. Convert its tokenizer "
+            f"once: transformers.AutoTokenizer.from_pretrained({str(self.folder)!r})"
+            f".save_pretrained({str(self.folder)!r})",
+        )
 
     def _weights(self, hashes: FileHashes) -> str:
         files = weight_files(self.folder)
