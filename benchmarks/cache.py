@@ -64,6 +64,8 @@ def embed_through_cache(
         most = max(1, flush_size // embedder.concurrency)
         slices = (asked.slice(start, most) for start in range(0, len(asked), most))
         for done in embed_stream(embedder, model_calls(embedder, slices, most), texts_of):
+            if any(done.errors):
+                raise RuntimeError(f"a text could not be embedded: {done.errors}")
             rows = done.item["row"]
             vectors[rows] = done.batch.vectors
             cache.put(embedder.space, hashes.take(rows), done.batch.vectors)

@@ -18,6 +18,7 @@ are at fault or the embedder."""
 
 _CALLS_PER_WINDOW = 4
 _WINDOW_BYTES = 8_000_000
+"""Texts are sorted in windows of so many calls of the model, or so many bytes if that is less."""
 
 Item = TypeVar("Item")
 
@@ -41,8 +42,6 @@ def model_calls(
     embedder: Embedder, rows: Iterable[pa.RecordBatch], most: int
 ) -> Iterator[pa.RecordBatch]:
     """Gathers rows into calls of the model, each of texts of like length, so that little is padded.
-
-    Some calls at a time are sorted, fewer where texts are long: memory stays bounded.
 
     Args:
         embedder: the model.

@@ -449,7 +449,7 @@ class EmbeddingJob:
         # One partition may be too large to be sorted, and need not be.
         in_order = "ORDER BY partition" if len(work.places) > 1 else ""
         most = max(1, self._flush_size // embedder.concurrency)
-        rows = work.database.stream(
+        unsettled = work.database.stream(
             "SELECT partition, content_hash, chunk_id, context || text AS text "
             f"FROM {_ALL_CHUNKS} SEMI JOIN missing USING (partition, chunk_id) "
             f"ANTI JOIN settled USING (partition, chunk_id) {in_order}",
@@ -457,7 +457,8 @@ class EmbeddingJob:
             chunks=work.chunks,
         )
         started = time.perf_counter()
-        for embedded in embed_stream(embedder, model_calls(embedder, rows, most), texts_of):
+        calls = model_calls(embedder, unsettled, most)
+        for embedded in embed_stream(embedder, calls, texts_of):
             batch, errors = embedded.item, embedded.errors
             good = np.array([error is None for error in errors])
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).filter(pa.array(good))

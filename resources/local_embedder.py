@@ -61,7 +61,7 @@ class LocalEmbedder(Embedder):
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Most tokens of a batch, padding included; by default "
+        description="Most tokens of a batch, padding to its longest text included; by default "
         f"{CPU_BATCH_TOKENS} on a CPU, and on a GPU what was found fastest there.",
     )
 

@@ -182,8 +182,7 @@ def positions(lengths: np.ndarray) -> np.ndarray:
 def padded_length(longest: int, max_tokens: int) -> int:
     """How many tokens long the rows of a batch are to be, whose longest text has `longest`.
 
-    Attention over a multiple of 16 tokens takes up to a fifth less time for each pair of them, for
-    that many numbers fit into a vector register. 3 % more tokens are worth it; more are not.
+    OpenVINO's attention is faster over a multiple of 16 tokens, which is worth 3 % more of them.
     """
     longest = max(1, longest)  # a model takes at least one token
     rounded = -(-longest // _LANES) * _LANES
@@ -196,7 +195,8 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
 
     Args:
         lengths: shape (n,), int; tokens of each text.
-        batch_tokens: most tokens of a batch, padding included; a longer text goes alone.
+        batch_tokens: most tokens of a batch, padding to its longest text included; a longer text
+            goes alone.
 
     Yields:
         Row numbers of one batch.
