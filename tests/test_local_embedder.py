@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -443,6 +444,25 @@ def test_layout_equals_sentence_transformers(layout, tmp_path, compiled_here):
     assert embedder.space.normalized == norms_are_one
     assert batch.tokens.max() == embedder.space.max_tokens == 48
     assert compiled_here
+
+
+@pytest.mark.usefixtures("compiled_here")
+def test_attention_is_spelt_out_for_openvino(tmp_path):
+    folder = save_model(tmp_path / "model")
+    LocalEmbedder(model=str(folder), model_cache=str(tmp_path / "cache"), device="cpu").embed(["a"])
+    (compiled,) = (tmp_path / "cache").glob("*/model.xml")
+    kinds = [layer.get("type") for layer in ElementTree.parse(compiled).iter("layer")]
+    assert kinds.count("SoftMax") == SIZES["num_hidden_layers"]
+    assert "ScaledDotProductAttention" not in kinds
+
+
+def test_attention_is_left_alone_where_tokens_do_not_see_all_of_a_text():
+    from transformers import BertConfig, ModernBertConfig, MPNetConfig, XLMRobertaConfig
+
+    full = [BertConfig(), XLMRobertaConfig()]
+    other = [BertConfig(is_decoder=True), ModernBertConfig(), MPNetConfig(), None]
+    assert all(map(model_compiler.has_full_attention, full))
+    assert not any(map(model_compiler.has_full_attention, other))
 
 
 @pytest.mark.usefixtures("compiled_here")

