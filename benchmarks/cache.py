@@ -91,7 +91,7 @@ def measure_cache(
         texts: distinct.
         shares: percentages of repeated texts: within the run (the cache is empty), and against a
             filled cache (the texts of the run are distinct).
-        flush_size: texts between two durable writes to the cache.
+        flush_size: most texts in work that are not yet durable in the cache.
         one_at_a_time: so many texts for the slowest way, which is then scaled to all.
         repeats: rounds.
         progress: called with a line for people, now and then.

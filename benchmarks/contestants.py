@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import padding_waste, peak_mb, reset_peak, seconds, written_mb
+from embedding_assets.settings import EmbedderSettings
 from resources.lean_imports import import_openvino
 from resources.local_embedder import CPU_BATCH_TOKENS, LocalEmbedder
 from resources.local_model.model_files import DEFAULT_MODEL, find_model
@@ -30,7 +31,8 @@ from resources.local_model.token_batches import padded_length, token_batches
 
 ENCODE_BATCHES = (8, 16, 32, 64, 128, 256)
 ORACLE_BATCH_TOKENS = (512, 768, 1024, 2048)
-DIMENSION = 384
+FLUSH_SIZE = EmbedderSettings().flush_size
+"""As users have it who do not choose one."""
 _TRIAL_TEXTS = 128
 _TRIAL_PASSES = 4
 
@@ -120,7 +122,7 @@ class Ours(Contestant):
     def run_cached(self) -> None:
         from benchmarks.cache import embed_through_cache
 
-        _, embedded = embed_through_cache(self.embedder, self.cache, self.texts, 1_024)
+        _, embedded = embed_through_cache(self.embedder, self.cache, self.texts, FLUSH_SIZE)
         assert embedded == 0
 
     def cache_ways(self, shares: list[int], one_at_a_time: int) -> list[dict[str, Any]]:
@@ -130,7 +132,7 @@ class Ours(Contestant):
         from benchmarks.cache import measure_cache
 
         rows = measure_cache(
-            self.embedder, self.texts, shares, 1_024, one_at_a_time, 1, lambda _line: None
+            self.embedder, self.texts, shares, FLUSH_SIZE, one_at_a_time, 1, lambda _line: None
         )
         return [asdict(row) for row in rows]
 

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from embedding_assets.settings import EmbedderSettings
 from resources.artifact_store import ArtifactStore
 from resources.local_embedder import LocalEmbedder
 
@@ -42,7 +43,9 @@ class CacheConfig(dg.Config):
         default=[0, 20, 80, 100], description="Shares of repeated texts, in percent."
     )
     flush_size: int = Field(
-        default=1_024, ge=1, description="Texts between two durable writes to the cache."
+        default=EmbedderSettings().flush_size,
+        ge=1,
+        description="Most texts in work that are not yet durable in the cache.",
     )
     one_at_a_time: int = Field(
         default=200, ge=1, description="Texts for the slowest way; its time is scaled to all."

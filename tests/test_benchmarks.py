@@ -315,6 +315,17 @@ def test_the_cold_promises_are_judged_end_to_end() -> None:
     }
 
 
+def test_a_large_partition_is_judged_where_one_was_measured() -> None:
+    def row(kind: str, seconds: float, ratio: float, share: float) -> dict[str, Any]:
+        figures = {"× encode": ratio, "share of matrix peak": share, "seconds": seconds}
+        return {"texts": kind, "contestant": engine.ASSETS, **figures}
+
+    rows = [row("long", 7, 2.6, 0.7), row(engine.MINUTE_OF_LONG, 70, 2.8, 0.76)]
+    cold, peak = engine.judge_cold(rows)
+    assert (cold.measured, cold.note) == (2.8, "the run took 70 s; one of 7 s 2.60 ×")
+    assert peak.measured == 0.76
+
+
 def test_the_table_at_the_end_holds_the_promises_of_every_result(tmp_path: Path) -> None:
     write_results("one", "One", {}, [Line("faster", 3.0, 2.0)], tmp_path)
     write_results("two", "Two", {}, [Line("smaller", 3.0, 2.0, "MB", at_most=True)], tmp_path)
