@@ -240,8 +240,7 @@ def _spell_out_attention(converted: Any) -> None:
     mask of (tokens × tokens); here the mask is one row, for every token of a text sees the same.
     A forward pass takes 1 to 2 % less time.
     """
-    from openvino import opset13 as ops
-
+    ops = import_openvino().opset13
     for node in converted.get_ordered_ops():
         if node.get_type_name() != "ScaledDotProductAttention" or node.get_input_size() != 5:
             continue
