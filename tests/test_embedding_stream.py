@@ -29,7 +29,7 @@ _barrier = threading.Barrier(2)
 
 
 class Refusing(CountingEmbedder):
-    """Fails for a text "stop", as a provider without quota does, once "good" is embedded."""
+    """Fails for a text "stop", as a provider without quota does, before "good" is embedded."""
 
     @property
     def concurrency(self) -> int:
@@ -37,6 +37,7 @@ class Refusing(CountingEmbedder):
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         if texts[0] == "stop":
+            threading.Timer(0.2, _stopped.set).start()  # by then the failure is known
             raise EmbeddingError("quota", "no more of it")
         _stopped.wait(timeout=10)
         return super().embed(texts, role)
@@ -79,9 +80,7 @@ def test_a_failure_of_the_embedder_stops_reading_but_not_what_is_under_way():
         for text in ("good", "stop", "never read"):
             read.append(text)
             yield [text]
-        _stopped.set()
 
-    threading.Timer(0.2, _stopped.set).start()
     results = stream(Refusing(), reader())
     assert next(results).item == ["good"]
     with pytest.raises(EmbeddingError, match="no more of it"):
