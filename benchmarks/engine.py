@@ -335,8 +335,8 @@ def judge_cold(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
         return cells.get((kind, contestant), {}).get(column)
 
     def largest(kind: str) -> str:
-        minute = f"minute of {kind}"
-        return minute if (minute, ASSETS) in cells else kind
+        measured = (m for m, of in MINUTES.items() if of == kind and (m, ASSETS) in cells)
+        return next(measured, kind)
 
     def against_encode(promise: str, least: float, kind: str, contestant: str) -> list[Line]:
         """Judges the largest partition that was measured."""

@@ -166,7 +166,8 @@ def compile_model(files: ModelFiles, folder: Path) -> Manifest:
 def has_full_attention(config: Any) -> bool:
     """Whether each token sees all of its text, through attention only, and in all layers alike.
 
-    Of what else a model may do, its vectors of short texts may tell nothing (sliding windows).
+    Others could pass a self-check and be wrong on texts longer than its own (sliding windows), or
+    read positions in another way (relative biases).
 
     Args:
         config: a transformer's, of transformers.
