@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## Index 120 Python Enhancement Proposals and search in them
-	@$(BIN)/python -m embedding_assets.demo
+	@$(BIN)/python -m embedding_assets.cli.demo
 
 ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port 3000

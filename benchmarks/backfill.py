@@ -21,9 +21,9 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.measure import Line, print_tables, write_results
-from embedding_assets.collection import Collection
-from tests.backfill_project import EMPTY, VARIABLE, partition_keys, write_corpus
-from tests.dagster_server import DagsterServer, dagster_server, instance_in
+from embedding_assets.collection.collection import Collection
+from tests.support.backfill_project import EMPTY, VARIABLE, partition_keys, write_corpus
+from tests.support.dagster_server import DagsterServer, dagster_server, instance_in
 
 CORPUS = "corpus"
 _DEADLINE = 4 * 3600.0
@@ -37,7 +37,9 @@ def measure(
     write_corpus(folder / "corpus.jsonl", partitions, documents)
     orders = json.dumps({"folder": str(folder), "partitions_per_run": per_run})
     assets = [dg.AssetKey([prefix, name]) for name in Collection.ASSETS]
-    with dagster_server(folder / "home", "tests.backfill_project", {VARIABLE: orders}) as server:
+    with dagster_server(
+        folder / "home", "tests.support.backfill_project", {VARIABLE: orders}
+    ) as server:
         size_before = _size(server.home)
         started = time.monotonic()
         backfill = server.launch_backfill(assets, partition_keys(partitions))

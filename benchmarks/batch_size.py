@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.measure import in_turn, median, percentile, seconds, spread
-from resources.embedder import Embedder
+from resources.embedders.base import Embedder
 
 ENGINE = "token budget"
 

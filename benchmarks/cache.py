@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import in_turn, median, seconds, speedup, spread
-from embedding_assets.embedding_stream import embed_stream, model_calls, texts_of
-from resources.content_identity import content_hash
-from resources.duckdb_cache import DuckDBEmbeddingCache
-from resources.embedder import Embedder
-from resources.embedding_cache import CONTENT_HASH_TYPE, EmbeddingCache, hash_array
+from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
+from resources.caches.base import CONTENT_HASH_TYPE, EmbeddingCache, hash_array
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.embedders.base import Embedder
+from resources.identity.content_hash import content_hash
 
 ONE_AT_A_TIME = "one text at a time, no cache"
 BATCHED = "batched, no cache"

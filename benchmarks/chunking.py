@@ -26,8 +26,8 @@ import orjson
 from tokenizers import Tokenizer
 
 from benchmarks.measure import Line, print_tables, write_results
-from embedding_assets.chunking import DocumentTokenizer, Offsets, split
-from resources.content_identity import canonical_text
+from embedding_assets.deduplicated_chunks.splitter import DocumentTokenizer, Offsets, split
+from resources.identity.content_hash import canonical_text
 
 SNAPSHOTS = ("2020-01-01", "2025-01-01", "2026-08-22")
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "peps"

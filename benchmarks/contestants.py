@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import padding_waste, peak_mb, reset_peak, seconds, written_mb
-from embedding_assets.settings import EmbedderSettings
+from embedding_assets.collection.settings import EmbedderSettings
+from resources.embedders.local import CPU_BATCH_TOKENS, LocalEmbedder
+from resources.embedders.local_model.model_files import DEFAULT_MODEL, find_model
+from resources.embedders.local_model.token_batches import padded_length, token_batches
 from resources.lean_imports import import_openvino
-from resources.local_embedder import CPU_BATCH_TOKENS, LocalEmbedder
-from resources.local_model.model_files import DEFAULT_MODEL, find_model
-from resources.local_model.token_batches import padded_length, token_batches
 
 ENCODE_BATCHES = (8, 16, 32, 64, 128, 256)
 ORACLE_BATCH_TOKENS = (512, 768, 1024, 2048)
@@ -104,10 +104,10 @@ class Ours(Contestant):
     def fill_cache(self, texts: list[str], vectors: np.ndarray, folder: Path) -> None:
         import pyarrow as pa
 
-        from resources.content_identity import content_hash
-        from resources.duckdb_cache import DuckDBEmbeddingCache
-        from resources.embedding_cache import CONTENT_HASH_TYPE
-        from resources.memory_cache import MemoryEmbeddingCache
+        from resources.caches.base import CONTENT_HASH_TYPE
+        from resources.caches.duckdb import DuckDBEmbeddingCache
+        from resources.caches.memory import MemoryEmbeddingCache
+        from resources.identity.content_hash import content_hash
 
         self.texts = texts
         self.cache = DuckDBEmbeddingCache(path=str(folder / "cache.duckdb"))
@@ -168,7 +168,7 @@ class OurAssets(Ours):
         }
 
     def _pipeline(self, folder: Path, first: int | None = None) -> Any:
-        from tests.pipeline import Pipeline
+        from tests.support.pipeline import Pipeline
 
         source = self._corpus
         if first is not None:
@@ -204,7 +204,7 @@ class Oracle(Contestant):
     """
 
     def __init__(self, model_cache: str) -> None:
-        from resources.local_model.openvino_model import (
+        from resources.embedders.local_model.openvino_model import (
             MODEL_FILE,
             OpenVINOModel,
             available_cores,

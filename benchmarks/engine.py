@@ -114,7 +114,7 @@ class ModelShape:
 
     @classmethod
     def of_default_model(cls) -> "ModelShape":
-        from resources.local_model.model_files import DEFAULT_MODEL, find_model
+        from resources.embedders.local_model.model_files import DEFAULT_MODEL, find_model
 
         found = json.loads((find_model(DEFAULT_MODEL) / "config.json").read_text())
         return cls(found["num_hidden_layers"], found["hidden_size"], found["intermediate_size"])
@@ -143,7 +143,7 @@ def measure_cold(
     Returns:
         The rows of the table, and each contestant's seconds by round.
     """
-    from tests.fakes import word_piece_tokenizer
+    from tests.support.fakes import word_piece_tokenizer
 
     tokenizer = word_piece_tokenizer()
     large = kind in MINUTES
@@ -225,7 +225,7 @@ def measure_one_at_a_time(
     running: Mapping[str, Worker], options: argparse.Namespace, folder: Path
 ) -> tuple[list[dict[str, Any]], list[Line]]:
     """Our ways through the cache against `encode` called with one text at a time."""
-    from tests.fakes import word_piece_tokenizer
+    from tests.support.fakes import word_piece_tokenizer
 
     texts = texts_of_kind("short", 17 * options.cache_texts, word_piece_tokenizer())
     path = folder / "texts.json"

@@ -32,10 +32,10 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
     """
     import dagster as dg
 
-    from embedding_assets.collection import CollectionResources
-    from embedding_assets.search import search
-    from resources.local_embedder import LocalEmbedder
-    from tests.pipeline import Pipeline
+    from embedding_assets.collection.collection import CollectionResources
+    from embedding_assets.retrieval.search import search
+    from resources.embedders.local import LocalEmbedder
+    from tests.support.pipeline import Pipeline
 
     pipeline = Pipeline(
         folder,
@@ -72,7 +72,7 @@ def write_corpus(path: Path, texts: list[str]) -> None:
 def measure(documents: int, repeats: int, model_cache: str) -> dict[str, list[float]]:
     """Seconds of each round, with one document changed and with none."""
     from benchmarks.texts import texts_of_kind
-    from tests.fakes import word_piece_tokenizer
+    from tests.support.fakes import word_piece_tokenizer
 
     texts = texts_of_kind("short", _TOKENS_PER_DOCUMENT * documents, word_piece_tokenizer())
     with tempfile.TemporaryDirectory(prefix="freshness-benchmark-") as name:

@@ -28,12 +28,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from resources.local_embedder import CALLS_PER_GPU
-from resources.local_model.device_workers import DeviceWorkers, WorkerSettings, visible_gpus
-from resources.local_model.model_compiler import load_sentence_transformer
-from resources.local_model.model_files import FileHashes, ModelFiles, find_model
-from resources.local_model.token_batches import TextTokenizer, TokenizedTexts
-from resources.local_model.torch_model import TorchModel
+from resources.embedders.local import CALLS_PER_GPU
+from resources.embedders.local_model.device_workers import (
+    DeviceWorkers,
+    WorkerSettings,
+    visible_gpus,
+)
+from resources.embedders.local_model.model_compiler import load_sentence_transformer
+from resources.embedders.local_model.model_files import FileHashes, ModelFiles, find_model
+from resources.embedders.local_model.token_batches import TextTokenizer, TokenizedTexts
+from resources.embedders.local_model.torch_model import TorchModel
 
 WINDOW = 1024
 """Texts of one call, as the pipeline makes them by default."""

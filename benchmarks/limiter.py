@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Line, median, percentile, print_tables, seconds, write_results
-from resources.rate_limiter import (
+from resources.limits.base import (
     VARIABLE,
     Grant,
     Limits,
@@ -20,8 +20,8 @@ from resources.rate_limiter import (
     RateLimiter,
     RedisRateLimiter,
 )
-from tests.limiter_load import most_in_a_window, run_processes, used_of
-from tests.redis_server import running_redis
+from tests.support.limiter_load import most_in_a_window, run_processes, used_of
+from tests.support.redis_server import running_redis
 
 TOKENS = 300_000
 _ACQUIRES = 300

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from embedding_assets.process_memory import peak_memory_mb
+from embedding_assets.runs.memory import peak_memory_mb
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (

@@ -72,8 +72,8 @@ def fake_embedder() -> Any:
     """An embedder that picks one of some thousand random vectors by a checksum of the text."""
     import numpy as np
 
-    from resources.embedder import EmbeddingBatch
-    from tests.fakes import CountingEmbedder
+    from resources.embedders.base import EmbeddingBatch
+    from tests.support.fakes import CountingEmbedder
 
     pool = np.random.default_rng(0).standard_normal((_POOL, DIMENSION), dtype=np.float32)
     pool /= np.linalg.norm(pool, axis=1, keepdims=True)
@@ -90,7 +90,7 @@ def fake_embedder() -> Any:
 
 def run_assets(folder: Path, partitions: int, profile: str | None) -> Iterator[dict[str, Any]]:
     """Runs each asset over all partitions, three times, and yields what each cost."""
-    from tests.pipeline import ASSETS, Pipeline, checks, numbers
+    from tests.support.pipeline import ASSETS, Pipeline, checks, numbers
 
     pipeline = Pipeline(
         folder,

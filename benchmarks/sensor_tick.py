@@ -39,11 +39,11 @@ def write_document(path: Path, number: int, text: str) -> None:
 def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
     """One tick in this process."""
     from embedding_assets.automation.source_sensor import SourceTick
-    from embedding_assets.collection import Collection
-    from embedding_assets.process_memory import peak_memory_mb
-    from embedding_assets.settings import CollectionSettings
-    from resources.artifact_store import FileArtifactStore
-    from resources.document_source import FieldNames, FileDocumentSource
+    from embedding_assets.collection.collection import Collection
+    from embedding_assets.collection.settings import CollectionSettings
+    from embedding_assets.runs.memory import peak_memory_mb
+    from resources.artifact_stores.files import FileArtifactStore
+    from resources.document_sources import FieldNames, FileDocumentSource
 
     settings = CollectionSettings.model_validate(
         {

@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import Line, median, print_tables, write_results, written_mb
-from resources.content_identity import HASH_BYTES
-from resources.duckdb_cache import DuckDBEmbeddingCache
-from resources.embedding_cache import EmbeddingCache
-from resources.embedding_space import EmbeddingSpace
-from resources.lancedb_store import LanceDBVectorStore
-from resources.redis_cache import RedisEmbeddingCache
-from resources.vector_store import row_schema
-from tests.redis_server import running_redis
+from resources.caches.base import EmbeddingCache
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.caches.redis import RedisEmbeddingCache
+from resources.identity.content_hash import HASH_BYTES
+from resources.identity.embedding_space import EmbeddingSpace
+from resources.vector_stores.base import row_schema
+from resources.vector_stores.lancedb import LanceDBVectorStore
+from tests.support.redis_server import running_redis
 
 BATCH = 65_536
 FLUSH = 4_096

@@ -9,21 +9,21 @@ import dagster as dg
 from pydantic import BaseModel
 
 from embedding_assets.automation import automation
-from embedding_assets.collection import Collection, CollectionResources
-from embedding_assets.deduplication import deduplicated_chunks_asset
-from embedding_assets.documents import documents_asset
-from embedding_assets.embeddings import embeddings_asset
-from embedding_assets.reports import report_asset
-from embedding_assets.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
-from embedding_assets.vector_index import vector_index_asset
-from resources.artifact_store import FileArtifactStore
-from resources.cache_url import cache_from_url
-from resources.document_source import FieldNames, FileDocumentSource
-from resources.embedder import Embedder
-from resources.lancedb_store import LanceDBVectorStore
-from resources.local_embedder import LocalEmbedder
+from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.settings import PROJECT_ROOT, CollectionSettings, EmbedderSettings
+from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
+from embedding_assets.documents.asset import documents_asset
+from embedding_assets.embeddings.asset import embeddings_asset
+from embedding_assets.operations.report import report_asset
+from embedding_assets.vector_index.asset import vector_index_asset
+from resources.artifact_stores.files import FileArtifactStore
+from resources.caches.from_url import cache_from_url
+from resources.document_sources import FieldNames, FileDocumentSource
+from resources.embedders.base import Embedder
+from resources.embedders.local import LocalEmbedder
+from resources.embedders.openai.embedder import OpenAIEmbedder
 from resources.notifier import notifier_from_environment
-from resources.openai_embedder import OpenAIEmbedder
+from resources.vector_stores.lancedb import LanceDBVectorStore
 
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: README, "Add your own corpus".

@@ -7,8 +7,8 @@ import dagster as dg
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    from benchmarks.assets import benchmark_definitions
     from embedding_assets.automation.failure_sensor import failure_sensor
-    from embedding_assets.benchmark_assets import benchmark_definitions
     from embedding_assets.component import data_dir, shared_resources
 
     return dg.Definitions.merge(

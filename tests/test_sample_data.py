@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.evaluation import load_qrels, load_queries
+from embedding_assets.retrieval.evaluation import load_qrels, load_queries
 from sample_data import make_sample
 
 SAMPLE = Path(make_sample.__file__).parent

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import dagster as dg
 
 from embedding_assets.automation.reconcile_sensor import reconcile_sensor
-from embedding_assets.automation.requests import AssetJob
+from embedding_assets.automation.run_requests import AssetJob
 from embedding_assets.automation.schedule import partition_schedule
 from embedding_assets.automation.source_sensor import source_sensor
-from embedding_assets.collection import Collection
+from embedding_assets.collection.collection import Collection
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from sys import intern
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets import artifacts as files
-from embedding_assets.settings import CollectionSettings, PartitionSettings
-from embedding_assets.source_files import reading_of, signature
-from embedding_assets.source_state import SourceState, added, from_bytes, to_bytes
-from resources.artifact_store import ArtifactStore
-from resources.document_source import DocumentSource, Refusal, RefusalReason, SourceFile
+from embedding_assets.artifacts import schemas as files
+from embedding_assets.collection.settings import CollectionSettings, PartitionSettings
+from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
+from embedding_assets.documents.unchanged import reading_of, signature
+from resources.artifact_stores.files import ArtifactStore
+from resources.document_sources import DocumentSource, Refusal, RefusalReason, SourceFile
 
 EVERY_PARTITION = "*"
 """Stands for the partition of a file that takes too long to look into."""

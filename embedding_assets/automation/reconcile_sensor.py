@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from pydantic import BaseModel
 
-from embedding_assets import artifacts as files
+from embedding_assets.artifacts import schemas as files
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Inventory,
     ingested_digest,
     update,
 )
-from embedding_assets.automation.requests import AssetJob, partition_runs
-from embedding_assets.collection import Collection, CollectionResources
-from embedding_assets.partitions import home_of
+from embedding_assets.automation.run_requests import AssetJob, partition_runs
+from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.partitions import home_of
 
 _PARTITIONS_PER_SCAN = 200
 _UNFINISHED = [

@@ -6,9 +6,9 @@ file changed or not, and its last run is what the freshness policy waits for.
 
 import dagster as dg
 
-from embedding_assets.automation.requests import AssetJob, PartitionRun, partition_runs
-from embedding_assets.collection import Collection
-from embedding_assets.partitions import closed_partition
+from embedding_assets.automation.run_requests import AssetJob, PartitionRun, partition_runs
+from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.partitions import closed_partition
 
 _DAYS = {"day": "* * *", "week": "* * 1", "month": "1 * *", "year": "1 1 *", "bucket": "* * *"}
 

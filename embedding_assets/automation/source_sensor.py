@@ -12,7 +12,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from embedding_assets import artifacts as files
+from embedding_assets.artifacts import schemas as files
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Changes,
@@ -20,13 +20,13 @@ from embedding_assets.automation.inventory import (
     ingested_digest,
     update,
 )
-from embedding_assets.automation.requests import AssetJob, partition_runs
-from embedding_assets.collection import Collection
-from embedding_assets.partitions import period_of_key
-from embedding_assets.source_files import listing_digest
-from embedding_assets.source_state import UNPLACED
-from resources.artifact_store import ArtifactStore
-from resources.document_source import DocumentSource, RefusalReason
+from embedding_assets.automation.run_requests import AssetJob, partition_runs
+from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.partitions import period_of_key
+from embedding_assets.documents.source_state import UNPLACED
+from embedding_assets.documents.unchanged import listing_digest
+from resources.artifact_stores.files import ArtifactStore
+from resources.document_sources import DocumentSource, RefusalReason
 
 
 class Cursor(BaseModel):

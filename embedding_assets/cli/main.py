@@ -1,0 +1,315 @@
+"""`embedding-assets`: what Dagster's own command line does not do - plan, search, evaluate."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from embedding_assets.cli.cache import app as cache_app
+from embedding_assets.cli.terminal import (
+    AsJson,
+    console,
+    errors_for_people,
+    is_terminal,
+    plain,
+    print_rows,
+)
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from embedding_assets.collection.collection import CollectionResources
+    from embedding_assets.collection.settings import CollectionSettings
+    from embedding_assets.operations.plan import Plan
+    from resources.identity.embedding_space import EmbeddingSpace
+
+app = typer.Typer(
+    help="Plan runs of this project's collections, search and evaluate them. "
+    "To build them use Dagster: `dagster dev -w workspace.yaml`, or `dagster asset materialize`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cache_app, name="cache")
+_SNIPPET = 160
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Compare with every chunk. Large collections are searched through an approximate "
+        "index, which may miss some.",
+    ),
+]
+
+
+def main() -> None:
+    app()
+
+
+@app.command()
+def collections(as_json: AsJson = False) -> None:
+    """List the collections and their indexes, those of models no longer configured too."""
+    from embedding_assets.component import load_collections
+
+    with errors_for_people():
+        rows = []
+        for name, loaded in load_collections().items():
+            uses = _uses_of_spaces(loaded.resources)
+            store = loaded.resources.store
+            for space in {*uses, *store.spaces(name)}:
+                rows.append(
+                    {
+                        "collection": name,
+                        "source": loaded.settings.source.path,
+                        "model": space.model,
+                        "embedding_space": space.id,
+                        "chunks": store.count(name, space),
+                        "use": uses.get(space, "none"),
+                    }
+                )
+    rows.sort(key=lambda row: (row["collection"], row["use"], row["embedding_space"]))
+    print_rows(rows, as_json, "Collections")
+
+
+@app.command()
+def drop_index(
+    collection: Annotated[str, typer.Argument(help="The collection.")],
+    space: Annotated[str, typer.Argument(help="The embedding space's id, as in `collections`.")],
+) -> None:
+    """Remove the index of a model that the collection no longer uses; the cache stays."""
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        store = loaded.resources.store
+        found = next((there for there in store.spaces(name) if there.id == space), None)
+        if found is None:
+            raise LookupError(
+                f"'{name}' has no index for the embedding space '{space}'; "
+                "`embedding-assets collections` lists those that are there."
+            )
+        if found in _uses_of_spaces(loaded.resources):
+            raise ValueError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
+        chunks = store.count(name, found)
+        store.drop_table(name, found)
+    console.print(f"Removed {chunks:,} chunks of {plain(found.model)} from '{name}'.")
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="The collection; may be left out if there is one."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,
+    exact: Exact = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the chunks nearest to a text."""
+    from embedding_assets.retrieval.search import embedders_of_rows
+    from embedding_assets.retrieval.search import search as search_index
+
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        hits = search_index(name, loaded.resources, text, k, exact=exact)
+        models = [e.space.model for e in embedders_of_rows(name, loaded.resources)]
+    if len(models) > 1:
+        typer.secho(
+            f"Part of '{name}' is in the fallback's embedding space. Ranks of "
+            f"{' and '.join(models)} were fused; their scores cannot be compared.",
+            fg="yellow",
+            err=True,
+        )
+    if as_json:
+        print_rows([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
+        return
+    table = Table(title=f"{name}: {text}", title_justify="left", show_lines=True)
+    for column, options in (
+        ("score", {"justify": "right"}),
+        ("document", {"no_wrap": True}),
+        ("span", {"justify": "right"}),
+        ("text", {}),
+    ):
+        table.add_column(column, **options)  # pyright: ignore[reportArgumentType]
+    for hit in hits:
+        snippet = " ".join(hit.text.split())
+        if len(snippet) > _SNIPPET:
+            snippet = snippet[:_SNIPPET] + "…"
+        table.add_row(
+            f"{hit.score:.3f}",
+            hit.document_id,
+            f"{hit.span_start}-{hit.span_end}",
+            f"[bold]{plain(hit.title)}[/bold]\n{plain(snippet)}",
+        )
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    collection: Annotated[str, typer.Argument(help="The collection.")],
+    queries: Annotated[
+        Path | None,
+        typer.Option(help='JSON Lines: {"_id": ..., "text": ...}. Default: the collection\'s own.'),
+    ] = None,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(help="TSV: query id, document id, relevance. Default: the collection's own."),
+    ] = None,
+    per_query: Annotated[
+        Path | None, typer.Option(help="Write the figures of each query to this JSON Lines file.")
+    ] = None,
+    exact: Exact = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
+    from embedding_assets.documents.checks import evaluate_collection
+
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        own = loaded.settings.evaluation
+        queries = queries or (own and Path(own.queries))
+        qrels = qrels or (own and Path(own.qrels))
+        if queries is None or qrels is None:
+            raise LookupError(
+                f"Collection '{name}' has no 'evaluation' in its YAML: give --queries and --qrels."
+            )
+        with console.status("Searching …") if is_terminal(as_json) else nullcontext():
+            result = evaluate_collection(name, loaded.resources, queries, qrels, exact=exact)
+        if per_query is not None:
+            lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
+            per_query.write_text("".join(lines))
+    row = {
+        "collection": name,
+        "ndcg_at_10": round(result.ndcg_at_10, 5),
+        "recall_at_10": round(result.recall_at_10, 5),
+        "queries": result.queries,
+    }
+    print_rows([row], as_json, "Retrieval quality")
+
+
+@app.command()
+def plan(
+    collection: Annotated[
+        str | None,
+        typer.Argument(help="The collection; may be left out if there is one."),
+    ] = None,
+    partition_range: Annotated[
+        str | None,
+        typer.Option(help="FIRST...LAST, or one partition; by default all.", metavar="RANGE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and cost: changes, texts to embed, tokens, dollars, time.
+
+    Reads the source, splits and asks the cache; embeds nothing and changes nothing.
+    """
+    from embedding_assets.operations.plan import plan as plan_run
+
+    with errors_for_people():
+        name, loaded = _collection(collection)
+        partitions = _partitions(loaded.settings, partition_range)
+        with _progress_lines(as_json) as log, _dagster_instance() as instance:
+            found = plan_run(loaded.settings, loaded.resources, partitions, instance, log)
+    if as_json:
+        json.dump({"collection": name, **asdict(found)}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    rows = [
+        {"partition": key, **{label: f"{n.get(name, 0):,}" for label, name in _PLANNED.items()}}
+        for key, n in found.partitions.items()
+        if any(n.get(name) for name in _WORK)
+    ]
+    if rows:
+        print_rows(rows, False, f"{name}: partitions with something to do")
+    at_rest = len(found.partitions) - len(rows)
+    console.print(f"Nothing to do in {at_rest:,} of {len(found.partitions):,} partitions.")
+    if found.unplaced:
+        console.print(f"{found.unplaced:,} records would be refused and belong to no partition.")
+    console.print(f"To embed: {found.texts:,} texts, {found.tokens:,} tokens{_costs(found)}.")
+
+
+_PLANNED = {
+    "added": "added",
+    "changed": "changed",
+    "deleted": "deleted",
+    "refused": "quarantined",
+    "chunks": "chunks",
+    "to embed": "cache_misses",
+    "tokens": "tokens_to_embed",
+}
+_WORK = ("added", "changed", "deleted", "cache_misses")
+
+
+def _costs(found: "Plan") -> str:
+    costs = f", ${found.dollars:,.4f}" if found.dollars else ""
+    if found.tokens and found.seconds is None:
+        return f"{costs}; how long that takes is known after the first run"
+    return costs + (f", about {found.seconds:,.0f} s" if found.tokens else "")
+
+
+def _partitions(settings: "CollectionSettings", asked: str | None) -> list[str]:
+    from embedding_assets.collection.collection import Collection
+
+    known = Collection(settings).partitions.get_partition_keys()
+    if asked is None:
+        return list(known)
+    first, _, last = asked.partition("...")
+    last = last or first
+    for key in (first, last):
+        if key not in known:
+            raise LookupError(
+                f"There is no partition '{key}'; they run from {known[0]} to {known[-1]}."
+            )
+    return list(known[known.index(first) : known.index(last) + 1])
+
+
+@contextmanager
+def _progress_lines(as_json: bool) -> Iterator[logging.Logger]:
+    """A log whose lines somebody at a terminal sees."""
+    log = logging.getLogger("embedding_assets.operations.plan")
+    handler = logging.StreamHandler(sys.stderr) if is_terminal(as_json) else logging.NullHandler()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def _dagster_instance() -> "Iterator[DagsterInstance | None]":
+    """Where Dagster keeps its history, if somebody says so."""
+    if not os.environ.get("DAGSTER_HOME"):
+        yield None
+        return
+    from dagster import DagsterInstance
+
+    with DagsterInstance.get() as instance:
+        yield instance
+
+
+def _uses_of_spaces(resources: "CollectionResources") -> "dict[EmbeddingSpace, str]":
+    """What each space that a collection's settings name is for."""
+    uses = ("search", "fallback")
+    return {e.space: use for e, use in zip(resources.embedders, uses, strict=False)}
+
+
+def _collection(name: str | None) -> tuple[str, Any]:
+    from embedding_assets.component import load_collections
+
+    available = load_collections()
+    names = ", ".join(available) or "none"
+    if name is None:
+        if len(available) != 1:
+            raise LookupError(f"Name one with --collection. Collections: {names}.")
+        return next(iter(available.items()))
+    if name not in available:
+        raise LookupError(f"There is no collection '{name}'. Collections: {names}.")
+    return name, available[name]

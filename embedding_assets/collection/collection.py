@@ -1,0 +1,120 @@
+"""One collection at run time: its settings, names, and the resources its assets ask for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, ClassVar
+
+import dagster as dg
+
+from embedding_assets.collection.partitions import partitions_definition
+from embedding_assets.collection.settings import CollectionSettings
+from resources.artifact_stores.files import ArtifactStore
+from resources.caches.base import EmbeddingCache
+from resources.document_sources import DocumentSource
+from resources.embedders.base import Embedder
+from resources.vector_stores.base import VectorStore
+
+_POOLS = {"embeddings": "embedding_device", "vector_index": "vector_store_writer"}
+"""Assets of which only some may be at work at a time, in all runs together: limits in dagster.yaml.
+`embeddings` uses the device, and it alone writes to the cache."""
+_PERIOD_DAYS = {"day": 1, "week": 7, "month": 31, "year": 366}
+
+
+@dataclass(frozen=True)
+class Collection:
+    ASSETS: ClassVar = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+
+    settings: CollectionSettings
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @cached_property
+    def partitions(self) -> dg.PartitionsDefinition:
+        return partitions_definition(self.settings.partitions)
+
+    @property
+    def source_key(self) -> str:
+        return f"{self.name}_source"
+
+    @property
+    def embedder_key(self) -> str:
+        return f"{self.name}_embedder"
+
+    @property
+    def fallback_key(self) -> str:
+        return f"{self.name}_fallback"
+
+    def asset_key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.name, asset])
+
+    def asset(
+        self, name: str, *, after: str | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """`dg.asset` with what every asset of the collection has in common."""
+        per_run = self.settings.partitions_per_run
+        return dg.asset(
+            key=self.asset_key(name),
+            deps=[self.asset_key(after)] if after else [],
+            group_name=self.name,
+            pool=_POOLS.get(name),
+            freshness_policy=self._freshness_policy,
+            partitions_def=self.partitions,
+            backfill_policy=(
+                dg.BackfillPolicy.single_run()
+                if per_run is None
+                else dg.BackfillPolicy.multi_run(per_run)
+            ),
+            required_resource_keys=self.resource_keys,
+            **options,
+        )
+
+    @property
+    def _freshness_policy(self) -> dg.FreshnessPolicy | None:
+        """Watches for runs that do not come: a sensor that is switched off tells nobody."""
+        days = _PERIOD_DAYS.get(self.settings.partitions.by)
+        hours = self.settings.automation.freshness_hours or (days and 24 * days + 12)
+        if hours is None:
+            return None
+        return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours))
+
+    @property
+    def resource_keys(self) -> set[str]:
+        own = {self.source_key, self.embedder_key}
+        if self.settings.fallback:
+            own.add(self.fallback_key)
+        return own | {"artifact_store", "embedding_cache", "vector_store"}
+
+    def resources(
+        self, context: dg.AssetExecutionContext | dg.SensorEvaluationContext
+    ) -> "CollectionResources":
+        return CollectionResources(
+            source=getattr(context.resources, self.source_key),
+            embedder=getattr(context.resources, self.embedder_key),
+            fallback=getattr(context.resources, self.fallback_key, None),
+            same_space=bool(self.settings.fallback and self.settings.fallback.same_space),
+            artifacts=context.resources.artifact_store,
+            cache=context.resources.embedding_cache,
+            store=context.resources.vector_store,
+        )
+
+
+@dataclass(frozen=True)
+class CollectionResources:
+    source: DocumentSource
+    embedder: Embedder
+    artifacts: ArtifactStore
+    cache: EmbeddingCache
+    store: VectorStore
+    fallback: Embedder | None = None
+    same_space: bool = False
+
+    @property
+    def embedders(self) -> tuple[Embedder, ...]:
+        """One for each embedding space that the index may hold; the one it should hold first."""
+        if self.fallback is None or self.same_space:
+            return (self.embedder,)
+        return (self.embedder, self.fallback)

@@ -1,0 +1,445 @@
+"""The settings of one collection, as they stand in its YAML file."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
+
+from resources.document_sources import FileFormat
+from resources.document_sources.listing import PLACEHOLDERS
+from resources.embedders.openai.models import OPENAI_DIMENSIONS
+
+PROJECT_ROOT = Path(__file__).parents[2]
+
+
+class Settings(dg.Model):
+    """Frozen, and a misspelt key is an error."""
+
+
+class FieldSettings(Settings):
+    id: str = Field(default="id", description="Field that holds the document's id.")
+    title: str = Field(default="title", description="Field that holds the title; may be absent.")
+    text: str = Field(default="text", description="Field that holds the text.")
+    timestamp: str | None = Field(
+        default=None,
+        description="Field that holds the document's own time (ISO 8601, or seconds since 1970); "
+        "needed for partitions by time. 'modified' takes the time of a text file.",
+    )
+
+
+class SourceSettings(Settings):
+    path: str = Field(
+        description="File, folder, glob or fsspec URL; strftime placeholders such as "
+        "archive/%Y/%m/*.parquet limit what is read to the partitions that run. "
+        "Relative paths start at the folder of the YAML file if it is there, else at the project."
+    )
+    format: FileFormat | None = Field(
+        default=None, description="Format of the files; by default told from their endings."
+    )
+    fields: FieldSettings = FieldSettings()
+    max_document_bytes: int = Field(
+        default=10_000_000, gt=0, description="Longer texts (in UTF-8 bytes) are quarantined."
+    )
+    read_unchanged_files: bool = Field(
+        default=False,
+        description="Read a partition's files again even if the storage says that all of them are "
+        "as they were: their sizes, their times, and on object stores their ETags. For storages "
+        "whose word is not good.",
+    )
+
+
+class PartitionSettings(Settings):
+    by: Literal["day", "week", "month", "year", "bucket"] = Field(
+        default="bucket",
+        description="The period of the document's timestamp; 'bucket' is a hash of its id, for "
+        "documents that carry no time.",
+    )
+    start: str | None = Field(
+        default=None, description="First day (YYYY-MM-DD) of the first partition, in UTC."
+    )
+    count: int = Field(default=16, ge=1, le=10_000, description="Number of buckets.")
+
+    @model_validator(mode="after")
+    def _start_is_given_for_time(self) -> "PartitionSettings":
+        if self.by != "bucket":
+            try:
+                date.fromisoformat(self.start or "")
+            except ValueError:
+                raise ValueError(
+                    f"partitions by {self.by} need 'start', the first day as YYYY-MM-DD, "
+                    f'for example start: "2020-01-01"; got {self.start!r}'
+                ) from None
+        return self
+
+
+class ChunkingSettings(Settings):
+    strategy: Literal["structure", "whole"] = Field(
+        default="structure",
+        description="'structure' cuts along headings, paragraphs, sentences and words; 'whole' "
+        "embeds title and text as one, cut at the model's limit.",
+    )
+    max_tokens: int = Field(
+        default=256,
+        ge=16,
+        description="Most tokens of one embedded text, context and special tokens included; "
+        "never more than the model's own limit.",
+    )
+    overlap: int = Field(
+        default=0, ge=0, description="Tokens that neighbouring chunks share at most."
+    )
+    context: Literal["none", "title", "headings"] = Field(
+        default="title",
+        description="What is put before the embedded text (not into the chunk's span): nothing, "
+        "the document's title, or title and headings above the chunk.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> "ChunkingSettings":
+        if self.overlap > self.max_tokens // 2:
+            raise ValueError(
+                f"overlap ({self.overlap}) must be at most half of max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class EmbedderSettings(Settings):
+    """Which model embeds, and where a server has it, how that is asked."""
+
+    provider: Literal["local", "openai"] = Field(
+        default="local",
+        description="'local' runs a sentence-transformers model on this machine; 'openai' asks "
+        "OpenAI, or another server with its interface.",
+    )
+    model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder. "
+        "With provider 'openai' the name that the server knows.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic on the CPU; 'auto' takes bf16 where it is faster and stays "
+        "within cosine 0.9999 of fp32 on this machine.",
+    )
+    flush_size: int = Field(
+        default=2048,
+        ge=1,
+        description="Most texts that are in work and not yet durable in the cache: a crash costs "
+        "no more.",
+    )
+    base_url: str | None = Field(
+        default=None,
+        description="Where the server is, such as http://127.0.0.1:8080/v1; by default OpenAI.",
+    )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length of the vectors. text-embedding-3 shortens its vectors to it; for "
+        "models that are not OpenAI's it says what the server answers, and must be given.",
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        description="Name of the environment variable that holds the key, never the key itself; "
+        "by default OPENAI_API_KEY at OpenAI, and none elsewhere.",
+    )
+    server_name: str | None = Field(
+        default=None,
+        description="Stands for the server in the identity of the vectors, instead of base_url.",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="The model's tokenizer.json; by default tokens are estimated."
+    )
+    document_prompt: str = Field(default="", description="Text put before each document.")
+    query_prompt: str = Field(default="", description="Text put before each query.")
+    max_input_tokens: int | None = Field(
+        default=None, ge=16, description="Longest text in tokens; by default 8,191, as at OpenAI."
+    )
+    max_request_inputs: int | None = Field(
+        default=None, ge=1, description="Most texts of a request; by default 2,048, as at OpenAI."
+    )
+    max_request_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens of a request; by default 300,000."
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, description="Most requests in flight; by default 8."
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Limit of the key; by default what the server tells."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="Limit of the key; by default what the server tells."
+    )
+    max_dollars: float | None = Field(
+        default=None, ge=0, description="Most that one run may spend; it stops before that."
+    )
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_provider(self) -> Self:
+        fields = type(self).model_fields
+        given = {name for name in fields if getattr(self, name) != fields[name].default}
+        if self.provider == "local":
+            if foreign := sorted(given & self.remote_fields()):
+                raise ValueError(
+                    f"{', '.join(foreign)} belong to a server: set provider: openai, or leave "
+                    "them out"
+                )
+            return self
+        if foreign := sorted(given & {"device", "precision"}):
+            raise ValueError(
+                f"{', '.join(foreign)} belong to a model on this machine; leave them out with "
+                "provider: openai"
+            )
+        if "model" not in given:
+            raise ValueError(
+                "provider: openai needs the name of the model, for example "
+                "model: text-embedding-3-small"
+            )
+        # What the resource refuses too, but here with the place in the YAML file.
+        if self.dimensions is None and self.model not in OPENAI_DIMENSIONS:
+            raise ValueError(
+                f"how long are the vectors of {self.model!r}? Set dimensions, for example "
+                "dimensions: 768"
+            )
+        most = OPENAI_DIMENSIONS.get(self.model)
+        if self.dimensions and most and self.dimensions > most:
+            raise ValueError(f"{self.model} has at most {most} dimensions, got {self.dimensions}")
+        return self
+
+    def with_paths(self, change: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"tokenizer": self.tokenizer and change(self.tokenizer)})
+
+    @staticmethod
+    def remote_fields() -> set[str]:
+        """The settings that only a server has."""
+        common = {"provider", "model", "device", "precision", "flush_size"}
+        return set(EmbedderSettings.model_fields) - common
+
+
+class FallbackSettings(EmbedderSettings):
+    when: tuple[Literal["unavailable", "out_of_memory", "error"], ...] = Field(
+        default=("unavailable", "out_of_memory", "error"),
+        min_length=1,
+        description="Failures of the embedder after which the fallback takes over for the rest of "
+        "a run: 'unavailable' (a server does not answer, or refuses the key), 'out_of_memory', "
+        "'error' (all others but wrong settings).",
+    )
+    same_space: bool = Field(
+        default=False,
+        description="The fallback serves the same model: its vectors go into the same index, once "
+        "fixed texts have shown that they are the same. Otherwise it gets a table of its own.",
+    )
+
+
+class EvaluationSettings(Settings):
+    queries: str = Field(description='JSON Lines file with {"_id": ..., "text": ...} a query.')
+    qrels: str = Field(description="TSV file: query id, document id, relevance (BEIR layout).")
+    min_ndcg_at_10: float = Field(
+        default=0.0, ge=0, le=1, description="The check retrieval_quality fails below this."
+    )
+
+    @field_validator("queries", "qrels")
+    @classmethod
+    def _path_is_given(cls, path: str, info: ValidationInfo) -> str:
+        if not path.strip():
+            raise ValueError(f"evaluation.{info.field_name} must name a file; it is empty")
+        return path
+
+
+class CheckSettings(Settings):
+    min_chunks_per_second: float = Field(
+        default=1.0, ge=0, description="Throughput of embedding under which the check warns."
+    )
+    min_cache_hit_rate: float = Field(
+        default=0.0, ge=0, le=1, description="Cache hit rate under which the check warns."
+    )
+    max_error_rate: float = Field(
+        default=0.01, ge=0, le=1, description="Share of refused texts above which the check fails."
+    )
+    max_fallback_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the index in the fallback's space above which the check fails; it "
+        "warns above 0.",
+    )
+    max_throughput_drop: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="The check warns when throughput is lower than the median of the last runs by "
+        "more than this share of it, and lower than in each of them. 1 switches it off.",
+    )
+    max_cache_hit_rate_drop: float = Field(
+        default=0.5, ge=0, le=1, description="The same for the hit rate, as a difference."
+    )
+    max_error_rate_rise: float = Field(
+        default=0.01, ge=0, le=1, description="The same for the error rate, when it rises."
+    )
+
+
+class BackfillSettings(Settings):
+    partitions_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most partitions that one run takes; by default a year of daily partitions, "
+        "and of others all (then `dagster asset materialize --partition-range` works too).",
+    )
+
+
+class SourceSensorSettings(Settings):
+    every_seconds: int = Field(
+        default=60, ge=1, description="Least time between two looks at the source, in seconds."
+    )
+    seconds_per_tick: float = Field(
+        default=20.0,
+        gt=0,
+        le=50,
+        description="Time that a look takes at most for opening changed files, in seconds; the "
+        "others wait for the next one. A single file that takes longer is taken to touch every "
+        "partition. Dagster gives up a sensor after 60 s.",
+    )
+    max_runs_per_tick: int = Field(
+        default=10, ge=1, description="Most runs that one look requests; the others wait."
+    )
+
+
+class ReconcileSensorSettings(Settings):
+    every_seconds: int = Field(
+        default=3600, ge=1, description="Least time between two comparisons, in seconds."
+    )
+    seconds_per_tick: float = Field(
+        default=20.0,
+        gt=0,
+        le=50,
+        description="Time that a comparison takes at most for each, files and partitions, in "
+        "seconds; the next one goes on from there.",
+    )
+    max_runs_per_tick: int = Field(
+        default=10, ge=1, description="Most runs that one comparison requests."
+    )
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Runs after which a partition that stays different is only reported.",
+    )
+
+
+class AutomationSettings(Settings):
+    running: bool = Field(
+        default=False,
+        description="Whether schedule and sensors run as soon as the project is loaded; "
+        "otherwise they are switched on in the UI.",
+    )
+    hour: int = Field(
+        default=2, ge=0, le=23, description="Hour of the schedule's runs, in UTC (0 to 23)."
+    )
+    freshness_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="Hours without a materialisation after which an asset counts as stale; by "
+        "default the period of the partitions and half a day. Buckets have no default: their "
+        "documents may rest for years.",
+    )
+    source_sensor: SourceSensorSettings = SourceSensorSettings()
+    reconcile_sensor: ReconcileSensorSettings = ReconcileSensorSettings()
+
+    @property
+    def default_sensor_status(self) -> dg.DefaultSensorStatus:
+        return dg.DefaultSensorStatus.RUNNING if self.running else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def default_schedule_status(self) -> dg.DefaultScheduleStatus:
+        return (
+            dg.DefaultScheduleStatus.RUNNING if self.running else dg.DefaultScheduleStatus.STOPPED
+        )
+
+
+class CollectionSettings(Settings):
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="Asset key prefix and table name: letters, digits and underscores.",
+    )
+    source: SourceSettings
+    partitions: PartitionSettings = PartitionSettings()
+    chunking: ChunkingSettings = ChunkingSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    fallback: FallbackSettings | None = None
+    evaluation: EvaluationSettings | None = None
+    checks: CheckSettings = CheckSettings()
+    backfill: BackfillSettings = BackfillSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    @property
+    def partitions_per_run(self) -> int | None:
+        """Most partitions of one run; None: no limit."""
+        if self.backfill.partitions_per_run is None and self.partitions.by == "day":
+            return 366
+        return self.backfill.partitions_per_run
+
+    @field_validator("source")
+    @classmethod
+    def _path_is_given(cls, source: SourceSettings) -> SourceSettings:
+        if not source.path.strip():
+            raise ValueError("source.path must name a file, folder, glob or URL; it is empty")
+        return source
+
+    @model_validator(mode="after")
+    def _time_partitions_have_timestamps(self) -> "CollectionSettings":
+        if self.partitions.by != "bucket" and self.source.fields.timestamp is None:
+            raise ValueError(
+                f"partitions by {self.partitions.by} need source.fields.timestamp, the name of "
+                "the field with the document's time; for undated documents use "
+                "partitions: {by: bucket, count: 16}"
+            )
+        return self
+
+    def rendered(self, resolve: Callable[[str], Any]) -> "CollectionSettings":
+        """Fills in templates such as {{ env.ARCHIVE }} in the paths."""
+
+        def fill(path: str) -> str:
+            return str(resolve(path)) if "{{" in path else path
+
+        return self._with_paths(fill)
+
+    def with_absolute_paths(self, beside: Path) -> "CollectionSettings":
+        """Relative local paths start at `beside` if what they name is there, else at the project.
+
+        Args:
+            beside: the folder of the YAML file.
+        """
+        return self._with_paths(lambda path: _located(path, beside))
+
+    def _with_paths(self, change: Callable[[str], str]) -> "CollectionSettings":
+        source = self.source.model_copy(update={"path": change(self.source.path)})
+        evaluation = self.evaluation and self.evaluation.model_copy(
+            update={
+                "queries": change(self.evaluation.queries),
+                "qrels": change(self.evaluation.qrels),
+            }
+        )
+        return self.model_copy(
+            update={
+                "source": source,
+                "evaluation": evaluation,
+                "embedder": self.embedder.with_paths(change),
+                "fallback": self.fallback and self.fallback.with_paths(change),
+            }
+        )
+
+
+def _located(path: str, beside: Path) -> str:
+    if "://" in path:
+        return path
+    local = Path(path).expanduser()
+    if local.is_absolute():
+        return str(local)
+    for placeholder, pattern in PLACEHOLDERS.items():
+        path = path.replace(placeholder, pattern)
+    is_beside = (beside / local).exists() or any(beside.glob(path))
+    return str((beside if is_beside else PROJECT_ROOT) / local)

@@ -1,0 +1,194 @@
+"""Embeds a stream of texts: reader, model and cache work at once, within bounded memory."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from resources.caches.base import valid_vectors
+from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError
+
+_HARMLESS_TEXT = "A short text that every model can embed."
+_DOUBT_AFTER = 8
+"""At the first failure, and again after so many in a row, a harmless text tells whether the texts
+are at fault or the embedder."""
+
+_CALLS_PER_WINDOW = 4
+_WINDOW_BYTES = 8_000_000
+"""Texts are sorted in windows of so many calls of the model, or so many bytes if that is less."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Embedded(Generic[Item]):
+    """What became of the texts of one item.
+
+    Attributes:
+        item: as the reader gave it.
+        batch: the vectors of its n texts; rows of failed texts are zero.
+        errors: for each text None, or the reason code and a sentence for the quarantine.
+    """
+
+    item: Item
+    batch: EmbeddingBatch
+    errors: list[tuple[str, str] | None]
+
+
+def model_calls(
+    embedder: Embedder, rows: Iterable[pa.RecordBatch], most: int
+) -> Iterator[pa.RecordBatch]:
+    """Gathers rows into calls of the model, each of texts of like length, so that little is padded.
+
+    Args:
+        embedder: the model.
+        rows: with a column `text`; at most `most` rows at a time.
+        most: rows of a call.
+
+    Yields:
+        The rows of one call.
+    """
+    for window in _windows(rows, most):
+        lengths = np.array([len(text) for text in texts_of(window)])
+        ordered = window.take(pa.array(np.argsort(-lengths, kind="stable")))
+        for start in range(0, len(ordered), most):
+            some = ordered.slice(start, most)
+            for call in embedder.batches(texts_of(some)):
+                yield some.slice(call.start, call.stop - call.start)
+
+
+def _windows(rows: Iterable[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in rows:
+        waiting.append(batch)
+        if (
+            sum(map(len, waiting)) >= _CALLS_PER_WINDOW * most
+            or sum(some.nbytes for some in waiting) >= _WINDOW_BYTES
+        ):
+            window = pa.concat_batches(waiting)
+            waiting.clear()
+            yield window
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def texts_of(rows: pa.RecordBatch) -> list[str]:
+    return rows["text"].to_pylist()
+
+
+def embed_stream(
+    embedder: Embedder, items: Iterator[Item], texts: Callable[[Item], Sequence[str]]
+) -> Iterator[Embedded[Item]]:
+    """Embeds items as they come from a reader, `embedder.concurrency` of them at a time.
+
+    What was read and not yet yielded is in memory, or lost by a crash: at most so many items. While
+    the caller stores one, the next are with the model. After a failure nothing more is read, what
+    was under way is still yielded, and then the failure is raised.
+
+    Args:
+        embedder: the model.
+        items: the reader.
+        texts: the texts of one item.
+
+    Yields:
+        The items, in the order in which they are finished.
+
+    Raises:
+        EmbeddingError: the embedder failed, and no text is at fault.
+    """
+    failures: list[BaseException] = []
+    running: dict[Future[Embedded[Item]], None] = {}
+    pool = ThreadPoolExecutor(embedder.concurrency, thread_name_prefix="embed")
+
+    def embed(item: Item) -> Embedded[Item]:
+        return Embedded(item, *embed_each(embedder, texts(item)))
+
+    def read() -> bool:
+        try:
+            item = next(items)
+        except StopIteration:
+            return False
+        except Exception as error:
+            failures.append(error)
+            return False
+        running[pool.submit(embed, item)] = None
+        return True
+
+    try:
+        more = True
+        while more or running:
+            while more and not failures and len(running) < embedder.concurrency:
+                more = read()
+            if failures:
+                more = False
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                else:
+                    failures.append(error)
+    finally:
+        if running:  # the caller failed, or the run was cancelled: nobody will store them
+            embedder.give_up()
+        pool.shutdown(cancel_futures=True)
+    if failures:
+        raise failures[0]
+
+
+def embed_each(
+    embedder: Embedder, texts: Sequence[str]
+) -> tuple[EmbeddingBatch, list[tuple[str, str] | None]]:
+    """Embeds texts; a text that cannot be embedded does not stop the others.
+
+    Args:
+        embedder: the model.
+        texts: n texts.
+
+    Returns:
+        The batch (rows of failed texts are zero) and, for each text, None or the reason code and
+        a sentence for the quarantine.
+
+    Raises:
+        EmbeddingError: the embedder also fails for a harmless text: then not these are at fault.
+    """
+    dimension = embedder.space.dimension
+    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
+    tokens = np.zeros(len(texts), dtype=np.int32)
+    truncated = np.zeros(len(texts), dtype=np.int32)
+    errors: list[tuple[str, str] | None] = [None] * len(texts)
+    failed_in_a_row = 0
+    # A list of what is left, not a function that calls itself: such a closure refers to itself, and
+    # so the vectors of each batch stayed until Python looked for cycles.
+    spans = [(0, len(texts))] if len(texts) else []
+    while spans:
+        start, end = spans.pop()
+        try:
+            result = embedder.embed(texts[start:end])
+        except EmbeddingError as error:
+            if not error.blames_text:
+                raise
+            if end - start == 1:
+                if failed_in_a_row % _DOUBT_AFTER == 0:
+                    embedder.embed([_HARMLESS_TEXT])
+                failed_in_a_row += 1
+                errors[start] = ("embedding_failed", str(error)[:200])
+                continue
+        else:
+            failed_in_a_row = 0
+            vectors[start:end] = result.vectors
+            tokens[start:end] = result.tokens
+            truncated[start:end] = result.truncated_tokens
+            continue
+        # Halve outside the `except` block: the traceback would keep the batch's tensors alive.
+        middle = (start + end) // 2
+        spans += [(middle, end), (start, middle)]
+    for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
+        if errors[row] is None:
+            norm = float(np.linalg.norm(vectors[row]))
+            errors[row] = ("invalid_vector", f"the model returned a vector of norm {norm}")
+            vectors[row] = 0
+    return EmbeddingBatch(vectors, tokens, truncated), errors

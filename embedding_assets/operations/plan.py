@@ -1,0 +1,127 @@
+"""What a run would do, and what it would cost, before it is started; nothing is changed."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.scratch import Scratch, scratch
+from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.deduplicated_chunks.asset import Planner, Splitter, split_partition
+from embedding_assets.documents.asset import ingest
+from embedding_assets.runs.range_run import Progress
+from embedding_assets.runs.trends import last_throughputs
+from resources.artifact_stores.files import ArtifactStore, FileArtifactStore, OverlayArtifactStore
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What materialising some partitions would do now.
+
+    Attributes:
+        partitions: the numbers of the assets `documents` and `deduplicated_chunks`, by partition.
+        unplaced: refused records that belong to no partition.
+        texts: distinct texts that would be embedded.
+        tokens: theirs.
+        dollars: what they would cost; 0 where nobody asks for money.
+        seconds: how long embedding would take at the median speed of the last runs; None if there
+            was none.
+    """
+
+    partitions: dict[str, dict[str, Any]]
+    unplaced: int
+    texts: int
+    tokens: int
+    dollars: float
+    seconds: float | None
+
+
+def plan(
+    settings: CollectionSettings,
+    resources: CollectionResources,
+    partitions: Sequence[str],
+    instance: dg.DagsterInstance | None,
+    log: logging.Logger,
+) -> Plan:
+    """Reads the source, splits and asks the cache, as the first two assets do, and forgets it.
+
+    Args:
+        settings: the collection's.
+        resources: its source, embedder, cache and artifacts.
+        partitions: those that would be materialised.
+        instance: tells the speed of the last runs.
+        log: progress goes here.
+    """
+    collection = Collection(settings)
+    numbers: dict[str, dict[str, Any]] = {partition: {} for partition in partitions}
+
+    def finish(finished: dict[str, dict[str, Any]]) -> None:
+        for partition, some in finished.items():
+            numbers[partition] |= some
+
+    with _overlay(resources.artifacts) as artifacts:
+        ingested = ingest(
+            resources.source,
+            artifacts,
+            collection,
+            partitions,
+            finish,
+            log,
+        )
+        splitter = Splitter(settings.name, settings.chunking, resources.embedder)
+        with scratch() as database:
+            progress = Progress(log, "documents", partitions=len(partitions))
+            planner = Planner(
+                settings.name,
+                resources.embedder.space,
+                artifacts,
+                resources.cache,
+                database,
+                finish,
+            )
+            for partition in partitions:
+                planner.add(
+                    partition, split_partition(splitter, artifacts, database, partition, progress)
+                )
+            planner.flush()
+            texts, tokens = _to_embed(settings.name, artifacts, database, partitions)
+    quarantined = sum(ingested.quarantined.values())
+    speeds = last_throughputs(instance, collection.asset_key("embeddings")) if instance else []
+    return Plan(
+        numbers,
+        quarantined - sum(one["quarantined"] for one in numbers.values()),
+        texts,
+        tokens,
+        resources.embedder.dollars(tokens),
+        tokens / median(speeds) if speeds else None,
+    )
+
+
+@contextmanager
+def _overlay(below: ArtifactStore) -> Iterator[ArtifactStore]:
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        yield OverlayArtifactStore(below=below, above=FileArtifactStore(url=folder))
+
+
+def _to_embed(
+    collection: str, artifacts: ArtifactStore, database: Scratch, partitions: Sequence[str]
+) -> tuple[int, int]:
+    """Texts and tokens that no cache holds; what several partitions lack is embedded once."""
+    database.create("missing_texts", files.PLAN)
+    for partition in partitions:
+        with artifacts.reading(files.plan_key(collection, partition)) as path:
+            database.execute(
+                "INSERT INTO missing_texts FROM read_parquet($path) WHERE NOT cached",
+                path=str(path),
+            )
+    return database.row(
+        "SELECT count(*), coalesce(sum(tokens), 0)::BIGINT FROM "
+        "(SELECT min(tokens) AS tokens FROM missing_texts GROUP BY content_hash)"
+    )

@@ -1,0 +1,433 @@
+"""What a record becomes: a document, or a refusal that says why it is not one."""
+
+import base64
+import unicodedata
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import dagster as dg
+import orjson
+from dateutil.parser import isoparse
+from pydantic import Field
+
+from resources.identity.content_hash import canonical_text
+
+MAX_ID_LENGTH = 1024
+"""Longest document id, in characters."""
+MAX_DETAIL_LENGTH = 200
+"""Longest detail of a refusal, in characters."""
+
+# The timestamp is a number: seconds up to the first bound (the year 5138), then ms, µs, ns.
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH_UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
+
+# NFC sorts a run of combining marks in quadratic time: 40,000 of them take 1 s, 5 million 5 hours.
+# Unicode's stream-safe format (UAX 15) allows 30; no script comes near this bound.
+_MAX_COMBINING_MARKS = 128
+_MARKS_OF_CLASS_ZERO = "\u0f73\u0f75\u0f81"  # by themselves no marks, but they decompose into two
+
+
+class RefusalReason(str, Enum):
+    """Why a record, or a whole file, did not become a document."""
+
+    malformed_line = "malformed_line"
+    """The record is not what its format demands: JSON syntax, number of CSV columns."""
+    invalid_utf8 = "invalid_utf8"
+    lone_surrogate = "lone_surrogate"
+    """Half of a UTF-16 surrogate pair: a string that no UTF-8 file can hold."""
+    empty_text = "empty_text"
+    """No text, text that is not a string, or nothing but white space."""
+    unsafe_text = "unsafe_text"
+    """More combining marks in a row than any script uses; normalising them would take hours."""
+    no_id = "no_id"
+    no_timestamp = "no_timestamp"
+    bad_metadata = "bad_metadata"
+    """A field that JSON cannot express: nested too deep, an integer beyond 64 bits."""
+    too_large = "too_large"
+    broken_file = "broken_file"
+    """The file cannot be read (any further): more of its records may exist than were seen."""
+    unknown_format = "unknown_format"
+    """The file's ending does not tell its format."""
+    duplicate_id = "duplicate_id"
+    outside_partitions = "outside_partitions"
+    outside_file_period = "outside_file_period"
+    """Its time is not the one that the file's name tells: runs of its partition do not read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document, in canonical form.
+
+    Attributes:
+        id: unique within the collection; canonical, at most `MAX_ID_LENGTH` characters.
+        title: canonical; "" if there is none.
+        text: canonical, never empty.
+        timestamp: aware, in UTC; None only if the source declares no timestamp field.
+        metadata: every other field of the record, as JSON with sorted keys; "{}" if none.
+        file: path of the file, relative to the root of its source, "/" between folders.
+        line: where the record begins: line (from 1) in text formats, row (from 1) in Parquet.
+    """
+
+    id: str
+    title: str
+    text: str
+    timestamp: datetime | None
+    metadata: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record, or the unread rest of a file, that did not become a document.
+
+    Attributes:
+        reason: code to count and to filter by.
+        document_id: the record's id where it could be read.
+        file: as in `Document`.
+        line: as in `Document`; None if the refusal concerns a whole file.
+        detail: for a person; at most `MAX_DETAIL_LENGTH` characters, always valid UTF-8.
+    """
+
+    reason: RefusalReason
+    document_id: str | None
+    file: str
+    line: int | None
+    detail: str
+
+
+class FieldNames(dg.Config):
+    """How a source's records name the parts of a document. All other fields become metadata."""
+
+    id: str = Field(
+        default="id",
+        description=(
+            "Field with the document's id: a non-empty string of at most 1024 characters or an "
+            "integer, unique in the collection. Not used for text and Markdown files, whose id is "
+            "their path."
+        ),
+    )
+    title: str = Field(
+        default="title",
+        description=(
+            "Field with the title; it may be missing. In Markdown a key of the front matter, "
+            "before the first heading and the file's name."
+        ),
+    )
+    text: str = Field(
+        default="text", description="Field with the text. Not used for text and Markdown files."
+    )
+    timestamp: str | None = Field(
+        default=None,
+        description=(
+            "Field with the document's time, by which it is partitioned: ISO 8601 (without an "
+            "offset it is taken as UTC), a date or timestamp type, or a number of seconds, "
+            "milliseconds, microseconds or nanoseconds since 1970. In Markdown a key of the front "
+            "matter; for text and Markdown 'modified' is the file's modification time. "
+            "Empty: documents carry no time."
+        ),
+    )
+
+
+class RefusedRecord(Exception):
+    """Raised inside a reader; becomes a `Refusal` with the position known there."""
+
+    def __init__(self, reason: RefusalReason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def bounded(text: str, length: int = MAX_DETAIL_LENGTH) -> str:
+    """A printable excerpt of at most `length` characters that UTF-8 can encode."""
+    # Cut first: the text may have megabytes.
+    text = text[: length + 1].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def excerpt(data: bytes) -> str:
+    """The first 80 bytes of a line, for a refusal's detail."""
+    return data[:80].decode("utf-8", "backslashreplace")
+
+
+class DocumentBuilder:
+    """Turns raw records into documents or refusals.
+
+    Holds plain attributes: reading a setting from a Dagster resource for each record is slow.
+
+    Args:
+        fields: names of the record's fields.
+        max_document_bytes: limit of title, text and metadata each, in bytes of UTF-8.
+    """
+
+    def __init__(self, fields: FieldNames, max_document_bytes: int):
+        self.id_field = fields.id
+        self.title_field = fields.title
+        self.text_field = fields.text
+        self.timestamp_field = fields.timestamp
+        self.max_document_bytes = max_document_bytes
+        self._named = frozenset({fields.id, fields.title, fields.text, fields.timestamp} - {None})
+
+    def from_record(self, record: dict[str, Any], file: str, line: int) -> Document | Refusal:
+        """A document from one record of a JSONL, CSV or Parquet file."""
+        named = self._named
+        timestamp_field = self.timestamp_field
+        return self.build(
+            record.get(self.id_field),
+            record.get(self.title_field),
+            record.get(self.text_field),
+            record.get(timestamp_field) if timestamp_field is not None else None,
+            {name: value for name, value in record.items() if name not in named},
+            file,
+            line,
+        )
+
+    def build(
+        self,
+        raw_id: Any,
+        raw_title: Any,
+        raw_text: Any,
+        raw_timestamp: Any,
+        metadata: dict[str, Any],
+        file: str,
+        line: int,
+    ) -> Document | Refusal:
+        """A document from its raw parts; None stands for a part that is missing."""
+        document_id = None
+        try:
+            document_id = self._read_id(raw_id, metadata)
+            text = self._read_text(raw_text, metadata)
+            title = ""
+            if raw_title is not None:
+                title = self._read_title(raw_title, metadata)
+            timestamp = None
+            if self.timestamp_field is not None:
+                timestamp = self._read_timestamp(raw_timestamp)
+            json = "{}"
+            if metadata:
+                json = canonical_json(metadata)
+                self._check_size("metadata", json)
+        except RefusedRecord as refused:
+            return Refusal(refused.reason, document_id, file, line, bounded(refused.detail))
+        return Document(document_id, title, text, timestamp, json, file, line)
+
+    def id_or_none(self, raw_id: Any) -> str | None:
+        """The id for a refusal that has another reason."""
+        try:
+            return self._read_id(raw_id, {})
+        except RefusedRecord:
+            return None
+
+    def _read_id(self, raw: Any, metadata: dict[str, Any]) -> str:
+        if isinstance(raw, bytes):
+            raw = self._decode(self.id_field, raw)
+        if isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
+            raw = int(raw)  # a column of integers with gaps, as pandas writes it
+        if type(raw) is int:
+            raw = str(raw)
+        if not isinstance(raw, str):
+            raise RefusedRecord(
+                RefusalReason.no_id,
+                f"expected a string or an integer {self._got(self.id_field, raw, metadata)}",
+            )
+        if len(raw) <= MAX_ID_LENGTH:  # checked before and after: NFC may lengthen
+            if not raw.isascii():
+                self._check_encodable(self.id_field, raw)
+            document_id = canonical_text(raw)
+            if 0 < len(document_id) <= MAX_ID_LENGTH:
+                return document_id
+        raise RefusedRecord(
+            RefusalReason.no_id,
+            f"expected 1 to {MAX_ID_LENGTH} characters in field {self.id_field!r}, "
+            f"got {len(raw)}: {bounded(raw, 60)!r}",
+        )
+
+    def _read_text(self, raw: Any, metadata: dict[str, Any]) -> str:
+        if not isinstance(raw, str):
+            if not isinstance(raw, bytes):
+                raise RefusedRecord(
+                    RefusalReason.empty_text,
+                    f"expected a string {self._got(self.text_field, raw, metadata)}",
+                )
+            raw = self._decode(self.text_field, raw)
+        text = self._canonical(self.text_field, raw)
+        if not text:
+            raise RefusedRecord(
+                RefusalReason.empty_text, f"field {self.text_field!r} holds no text"
+            )
+        return text
+
+    def _read_title(self, raw: Any, metadata: dict[str, Any]) -> str:
+        if isinstance(raw, bytes):
+            raw = self._decode(self.title_field, raw)
+        elif isinstance(raw, (int, float, date, Decimal)) and not isinstance(raw, bool):
+            raw = str(raw)
+        if not isinstance(raw, str):
+            # Not a title, yet not to be lost.
+            metadata[self.title_field] = raw
+            return ""
+        return self._canonical(self.title_field, raw)
+
+    def _read_timestamp(self, raw: Any) -> datetime:
+        try:
+            return parse_timestamp(raw)
+        except (ValueError, OverflowError) as error:
+            raise RefusedRecord(
+                RefusalReason.no_timestamp,
+                f"field {self.timestamp_field!r}: {error}; got {bounded(repr(raw), 80)}",
+            ) from None
+
+    def _canonical(self, field: str, raw: str) -> str:
+        if raw.isascii():
+            text = canonical_text(raw)
+            if len(text) > self.max_document_bytes:
+                self._check_size(field, text)
+            return text
+        self._check_encodable(field, raw)
+        if len(raw) > 10 * _MAX_COMBINING_MARKS and _has_endless_marks(raw):
+            raise RefusedRecord(
+                RefusalReason.unsafe_text,
+                f"field {field!r} has over {_MAX_COMBINING_MARKS} combining marks in a row",
+            )
+        text = canonical_text(raw)
+        self._check_size(field, text)
+        return text
+
+    def _check_size(self, field: str, text: str) -> None:
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > self.max_document_bytes:
+            raise RefusedRecord(
+                RefusalReason.too_large,
+                f"{field} has {size:,} bytes, max_document_bytes is {self.max_document_bytes:,}",
+            )
+
+    @staticmethod
+    def _check_encodable(field: str, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RefusedRecord(
+                RefusalReason.lone_surrogate,
+                f"field {field!r} has a lone surrogate at character {error.start}",
+            ) from None
+
+    @staticmethod
+    def _decode(field: str, raw: bytes) -> str:
+        # Older Parquet writers leave strings unmarked, so that they come as bytes.
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise RefusedRecord(
+                RefusalReason.invalid_utf8, f"field {field!r}: {error.reason} at {error.start}"
+            ) from None
+
+    @staticmethod
+    def _got(field: str, raw: Any, metadata: dict[str, Any]) -> str:
+        if raw is not None:
+            return f"in field {field!r}, got {type(raw).__name__} {bounded(repr(raw), 60)}"
+        others = ", ".join(map(repr, metadata)) or "none"
+        return f"in field {field!r}, which is missing or null; other fields: {others}"
+
+
+def canonical_json(fields: dict[str, Any]) -> str:
+    """JSON with sorted keys and no white space.
+
+    Dates and times are written in ISO 8601, bytes in base64, decimals as strings, durations in
+    seconds, sets as sorted lists; NaN and infinities become null, as JSON has neither.
+
+    Raises:
+        RefusedRecord: a string holds a lone surrogate, or JSON cannot express a value.
+    """
+    try:
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS, default=_to_json).decode()
+    except TypeError:
+        pass
+    try:  # slower, for keys that are numbers or dates (YAML)
+        options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        return orjson.dumps(fields, option=options, default=_to_json).decode()
+    except TypeError as error:
+        surrogate = "surrogate" in str(error)
+        reason = RefusalReason.lone_surrogate if surrogate else RefusalReason.bad_metadata
+        raise RefusedRecord(
+            reason, f"metadata: {error}; fields: {', '.join(map(repr, fields))}"
+        ) from None
+
+
+def parse_timestamp(value: Any) -> datetime:
+    """Reads a document's time; one without an offset is taken as UTC.
+
+    Args:
+        value: datetime, date, ISO 8601 string, or a number since 1970 in seconds (up to 1e11),
+            milliseconds (1e14), microseconds (1e17) or nanoseconds; also as nine or more digits.
+
+    Returns:
+        An aware datetime in UTC.
+
+    Raises:
+        ValueError: it is none of these.
+        OverflowError: it lies outside the years 1 to 9999.
+    """
+    if isinstance(value, bytes):
+        value = value.decode()  # UnicodeDecodeError is a ValueError
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) >= 9 and value.isdecimal() and value.isascii():
+            value = int(value[:30])
+        else:
+            value = _parse_iso(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _from_epoch(value)
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            return value.replace(tzinfo=timezone.utc)
+        return value.astimezone(timezone.utc)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
+    raise ValueError("expected an ISO 8601 string, a date or a number")
+
+
+def _parse_iso(value: str) -> datetime:
+    if not value.isascii() or len(value) > 64:
+        raise ValueError("not an ISO 8601 date or time")
+    try:  # ten times faster, but Python 3.10 knows neither Z nor the rarer forms
+        return datetime.fromisoformat(value[:-1] + "+00:00" if value[-1:] == "Z" else value)
+    except ValueError:
+        return isoparse(value)
+
+
+def _from_epoch(value: int | float) -> datetime:
+    if value != value or abs(value) > 1e20:
+        raise OverflowError("outside the years 1 to 9999")
+    for bound, microseconds in _EPOCH_UNITS:
+        if abs(value) <= bound:
+            return _EPOCH + timedelta(microseconds=value * microseconds)
+    return _EPOCH + timedelta(microseconds=value // 1_000)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def _has_endless_marks(text: str) -> bool:
+    # Every run of twice the bound holds one whole block, and few blocks begin with a mark.
+    step = _MAX_COMBINING_MARKS
+    return any(
+        all(map(_is_mark, text[start : start + step])) for start in range(0, len(text), step)
+    )
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.combining(character) > 0 or character in _MARKS_OF_CLASS_ZERO

@@ -1,0 +1,122 @@
+"""The document source as a Dagster resource."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, cast
+
+import dagster as dg
+import fsspec
+from fsspec.core import url_to_fs
+from pydantic import Field
+
+from resources.document_sources.builder import (
+    Document,
+    DocumentBuilder,
+    FieldNames,
+    Refusal,
+    RefusalReason,
+)
+from resources.document_sources.formats.registry import FileFormat, format_of, read_file
+from resources.document_sources.listing import Period, SourceFile, find_files, period_of
+
+
+class DocumentSource(dg.ConfigurableResource, ABC):
+    """Streams a collection's documents from wherever they are kept."""
+
+    @abstractmethod
+    def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
+        """Streams every record as a document or a refusal, always in the same order.
+
+        Args:
+            periods: half-open spans of UTC time. A hint that saves reading: a source that knows
+                from names alone that a file holds other times leaves it out; documents of other
+                times may still come. None: everything.
+
+        Raises:
+            FileNotFoundError: the source is not there, or wholly empty. Raised by the call
+                itself, before the first document is asked for.
+        """
+
+    @abstractmethod
+    def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
+        """Lists what `read` would read, sorted by path, without opening any of it.
+
+        Raises:
+            FileNotFoundError: as in `read`.
+        """
+
+    @abstractmethod
+    def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
+        """Streams the records of one file that `files` listed, as `read` would."""
+
+    @abstractmethod
+    def period_of(self, file: str) -> Period | None:
+        """The only period whose runs read a file, by its path; None: every run reads it."""
+
+
+class FileDocumentSource(DocumentSource):
+    """Documents in files: JSONL, CSV, Parquet, text and Markdown, on any fsspec storage."""
+
+    path: str = Field(
+        description=(
+            "File, folder (with all its subfolders), glob such as `archive/**/*.jsonl.gz`, or any "
+            "fsspec URL such as `s3://bucket/archive`. %Y, %m, %d and %H stand for the time of a "
+            "file's documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files "
+            "of its own partitions. Names that begin with a dot are ignored, as in a shell."
+        ),
+    )
+    format: FileFormat | None = Field(
+        default=None,
+        description=(
+            "Format of all files: jsonl, csv, parquet, text or markdown. Empty: told by each "
+            "file's ending (.jsonl .ndjson .csv .tsv .parquet .pq .txt .md .markdown .rst; all "
+            "but Parquet also with .gz)."
+        ),
+    )
+    fields: FieldNames = Field(
+        default_factory=FieldNames,
+        description="Names of the record fields that hold id, title, text and timestamp.",
+    )
+    max_document_bytes: int = Field(
+        default=10_000_000,
+        gt=0,
+        description=(
+            "Largest document, in bytes of UTF-8; a larger one is refused. A line of JSONL or a "
+            "row of CSV may have 64 KiB more."
+        ),
+    )
+
+    def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
+        return find_files(self.path, periods)[1]
+
+    def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
+        filesystem, files = find_files(self.path, periods)
+        return self._read_files(filesystem, files)
+
+    def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
+        return self._read_files(url_to_fs(self.path)[0], [file])
+
+    def period_of(self, file: str) -> Period | None:
+        return period_of(self.path, file)
+
+    def _read_files(
+        self, filesystem: fsspec.AbstractFileSystem, files: list[SourceFile]
+    ) -> Iterator[Document | Refusal]:
+        builder = DocumentBuilder(self.fields, self.max_document_bytes)
+
+        def open_file(location: str) -> BinaryIO:
+            return cast(BinaryIO, filesystem.open(location, "rb"))
+
+        for file in files:
+            file_format = self.format or format_of(file.path)
+            if file_format is not None:
+                yield from read_file(file, file_format, open_file, builder)
+            else:
+                yield Refusal(
+                    RefusalReason.unknown_format,
+                    None,
+                    file.path,
+                    None,
+                    "the ending tells no known format: set the source's `format`, narrow its "
+                    "`path` to a glob, or move the file away",
+                )

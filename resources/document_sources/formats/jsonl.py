@@ -1,0 +1,68 @@
+"""JSON Lines: one object a line."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import orjson
+
+from resources.document_sources.builder import (
+    Document,
+    DocumentBuilder,
+    Refusal,
+    RefusalReason,
+    bounded,
+    excerpt,
+)
+from resources.document_sources.formats.lines import RECORD_SLACK_BYTES, lines, too_large
+from resources.document_sources.listing import SourceFile
+
+
+def read_jsonl(
+    file: SourceFile, stream: BinaryIO, builder: DocumentBuilder
+) -> Iterator[Document | Refusal]:
+    limit = builder.max_document_bytes + RECORD_SLACK_BYTES
+    path = file.path
+    begun = b""  # of a line that is too large to hold
+    for number, line, ended in lines(stream, limit):
+        if begun or not ended or len(line) > limit:
+            begun = begun or line[:80]
+            if ended:
+                yield too_large(begun, limit, path, number)
+                begun = b""
+            continue
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if line.strip():
+                yield _classify_line(line, str(error), builder, path, number)
+            continue
+        if type(record) is dict:
+            yield builder.from_record(record, path, number)
+        else:
+            detail = f"expected a JSON object, got {type(record).__name__}: {excerpt(line)}"
+            yield Refusal(RefusalReason.malformed_line, None, path, number, bounded(detail))
+
+
+def _classify_line(
+    line: bytes, error: str, builder: DocumentBuilder, path: str, number: int
+) -> Refusal:
+    """Says why orjson refused a line."""
+    reason, document_id, detail = RefusalReason.malformed_line, None, error
+    record: Any = None
+    try:
+        text = line.decode()
+        # orjson takes a lone surrogate for a syntax error; the standard library reads it.
+        if "\\ud" in text.lower():
+            record = json.loads(text)
+            if isinstance(record, dict):
+                json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeDecodeError as problem:
+        reason, detail = RefusalReason.invalid_utf8, f"{problem.reason} at byte {problem.start}"
+    except UnicodeEncodeError:
+        reason = RefusalReason.lone_surrogate
+        document_id = builder.id_or_none(record.get(builder.id_field))
+    except (ValueError, RecursionError):
+        pass
+    detail = f"{bounded(detail, 110)}: {excerpt(line)}"
+    return Refusal(reason, document_id, path, number, bounded(detail))

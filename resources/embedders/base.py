@@ -1,0 +1,120 @@
+"""Embedders turn texts into the vectors of one embedding space."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+import numpy as np
+from tokenizers import Tokenizer
+
+from resources.identity.embedding_space import EmbeddingSpace
+
+Role = Literal["document", "query"]
+
+FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
+
+_STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer", "request", "answer")
+_KINDS: dict[str, FailureKind] = {
+    "unavailable": "unavailable",
+    "rate limit": "unavailable",
+    "quota": "unavailable",
+    "credentials": "unavailable",
+    "out of memory": "out_of_memory",
+    "settings": "settings",
+    "budget": "settings",
+}
+
+
+class EmbeddingError(RuntimeError):
+    """Texts could not be embedded.
+
+    Attributes:
+        stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
+            "tokenize" or "infer"; "worker" (a GPU's process died);
+            remote embedders add "request" and "answer", and others.
+        blames_text: whether one of the texts may be the reason; then the others may still succeed.
+        kind: what a fallback may be declared for; "settings" is for the user to put right.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(f"{message} (stage: {stage})")
+        self.stage = stage
+        self.blames_text = stage in _STAGES_THAT_BLAME_A_TEXT
+        self.kind: FailureKind = _KINDS.get(stage, "error")
+
+
+@dataclass(frozen=True)
+class EmbeddingBatch:
+    """The vectors of n texts, in the order of the texts.
+
+    Attributes:
+        vectors: shape (n, dimension), float32. Not validated: a model can yield NaN.
+        tokens: shape (n,), int32; tokens given to the model, prompt and special tokens included.
+        truncated_tokens: shape (n,), int32; tokens cut off at the model's limit.
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray
+    truncated_tokens: np.ndarray
+
+
+class Embedder(dg.ConfigurableResource, ABC):
+    """Everything but `embed` is cheap: a run in which all is cached loads no model."""
+
+    @property
+    @abstractmethod
+    def space(self) -> EmbeddingSpace:
+        """The space of all vectors that `embed` returns."""
+
+    @property
+    @abstractmethod
+    def special_tokens(self) -> int:
+        """How many special tokens the model adds to every text."""
+
+    @property
+    @abstractmethod
+    def max_text_tokens(self) -> int:
+        """Tokens of a document's own text that fit: the limit less prompt and special tokens."""
+
+    @abstractmethod
+    def new_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer without truncation and padding; use one instance per thread."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
+        """Embeds texts; may be called from several threads.
+
+        Args:
+            texts: n texts, in any order and of any length.
+            role: which of the model's prompts goes before each text.
+
+        Raises:
+            EmbeddingError: nothing was embedded; the error names the stage.
+        """
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls of `embed` at a time are worth while."""
+        return 1
+
+    def batches(self, texts: Sequence[str]) -> list[slice]:
+        """Cuts texts into calls of `embed`, each one unit of work, such as a request."""
+        return [slice(0, len(texts))]
+
+    def give_up(self) -> None:
+        """The calls of `embed` that are under way shall wait for nothing more, and may fail."""
+
+    def dollars(self, tokens: int) -> float:
+        """What so many tokens cost; 0 where nobody asks for money."""
+        del tokens
+        return 0.0
+
+    def statistics(self) -> dict[str, float]:
+        """What was used since this resource was made, which in Dagster is a run."""
+        return {}
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people: what runs where, in which precision, and why."""

@@ -1,0 +1,185 @@
+"""Embeds with a sentence-transformers model on this machine."""
+
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.embedders.local_model.device_workers import (
+    DeviceWorkers,
+    WorkerSettings,
+    visible_gpus,
+)
+from resources.embedders.local_model.model_compiler import UnsupportedModelError
+from resources.embedders.local_model.model_files import (
+    DEFAULT_MODEL,
+    FileHashes,
+    ModelFiles,
+    find_model,
+)
+from resources.embedders.local_model.openvino_model import OpenVINOModel, load_openvino_model
+from resources.embedders.local_model.torch_model import TorchModel
+from resources.identity.embedding_space import EmbeddingSpace
+
+CPU_BATCH_TOKENS = 768
+CALLS_PER_GPU = 6
+"""Three batches are on their way through a GPU while as many are tokenized or stored."""
+
+
+class LocalEmbedder(Embedder):
+    """Any sentence-transformers model: through OpenVINO on the CPU, through torch on a GPU."""
+
+    model: str = Field(
+        default=DEFAULT_MODEL,
+        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder.",
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit on the hub; by default the newest."
+    )
+    model_cache: str = Field(
+        default="data/models", description="Folder of compiled models; may be deleted at any time."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto",
+        description="'auto' takes CUDA if there is such a device, else the CPU. 'cuda' uses all "
+        "GPUs that CUDA_VISIBLE_DEVICES shows, one process each.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic. 'auto' takes bf16 on a CPU where it is at least 10 % faster, and "
+        "on CUDA the first of fp16, bf16 and fp32 whose vectors stay within cosine 0.9999 of fp32.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        description="Longest input in tokens, special tokens included; by default the model's own.",
+    )
+    document_prompt: str | None = Field(
+        default=None, description="Text put before each document; by default the model's own."
+    )
+    query_prompt: str | None = Field(
+        default=None, description="Text put before each query; by default the model's own."
+    )
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most tokens of a batch, padding to its longest text included; by default "
+        f"{CPU_BATCH_TOKENS} on a CPU, and on a GPU what was found fastest there.",
+    )
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        return self._space
+
+    @property
+    def special_tokens(self) -> int:
+        return self._files.special_tokens
+
+    @property
+    def max_text_tokens(self) -> int:
+        return self._files.token_limit - self.special_tokens - self._files.prompt_tokens
+
+    @property
+    def concurrency(self) -> int:
+        """Calls of `embed` at a time that keep all devices and the tokenizer busy."""
+        device = _available_device(self.device)
+        if device == "cuda":
+            return max(1, CALLS_PER_GPU * len(visible_gpus()))
+        return 2  # one at the tokenizer, one at the model
+
+    def new_tokenizer(self) -> Tokenizer:
+        return self._files.tokenizer()
+
+    def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
+        if not len(texts):
+            none = np.zeros(0, dtype=np.int32)
+            return EmbeddingBatch(np.zeros((0, self.space.dimension), np.float32), none, none)
+        return self._loaded.model.embed(texts, self._files.prompt(role))
+
+    def describe(self) -> str:
+        if "_loaded" not in self.__dict__:  # not worth loading a model for
+            return f"{self.model}: not loaded"
+        return f"{self.model}: {self._loaded.model}; {self._loaded.note}"
+
+    @cached_property
+    def _cache(self) -> Path:
+        return Path(self.model_cache).expanduser().absolute()
+
+    @cached_property
+    def _space(self) -> EmbeddingSpace:
+        return self._files.space(FileHashes(self._cache / "file_hashes.json"))
+
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return ModelFiles(
+            folder=find_model(self.model, self.revision),
+            name=self.model,
+            max_tokens=self.max_tokens,
+            document_prompt=self.document_prompt,
+            query_prompt=self.query_prompt,
+        )
+
+    @cached_property
+    def _loaded(self) -> "_LoadedModel":
+        with _loading:
+            return _load(
+                self._files,
+                self.space,
+                self._cache,
+                _available_device(self.device),
+                self.precision,
+                self.batch_tokens,
+            )
+
+
+@dataclass(frozen=True)
+class _LoadedModel:
+    model: OpenVINOModel | TorchModel | DeviceWorkers
+    note: str
+
+
+_loading = threading.Lock()
+
+
+# Dagster makes a new resource for each run; the runs of one process share what is loaded.
+@lru_cache(maxsize=4)
+def _load(
+    files: ModelFiles,
+    space: EmbeddingSpace,
+    cache: Path,
+    device: str,
+    precision: Literal["auto", "fp32", "bf16"],
+    batch_tokens: int | None,
+) -> _LoadedModel:
+    if device == "cuda":
+        settings = WorkerSettings(files, space, device, precision, batch_tokens, cache)
+        model = DeviceWorkers(settings, visible_gpus())
+        return _LoadedModel(model, model.check)
+    if device == "mps":
+        model = TorchModel(files, space, device, precision, batch_tokens)
+        return _LoadedModel(model, str(model.check))
+    batch_tokens = batch_tokens or CPU_BATCH_TOKENS
+    try:
+        return _LoadedModel(*load_openvino_model(files, space, cache, precision, batch_tokens))
+    except UnsupportedModelError as error:
+        model = TorchModel(files, space, "cpu", "fp32", batch_tokens)
+        return _LoadedModel(model, f"slower than need be, for OpenVINO cannot run it: {error}")
+
+
+def _available_device(device: str) -> str:
+    if device != "auto":
+        return device
+    # To ask torch costs seconds: only where there is a driver at all.
+    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    if any(Path(driver).exists() for driver in drivers) or shutil.which("nvidia-smi"):
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu"

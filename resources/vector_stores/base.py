@@ -1,0 +1,148 @@
+"""The vector store: one table for each pair of collection and embedding space; rows are chunks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from resources.identity.content_hash import HASH_BYTES
+from resources.identity.embedding_space import EmbeddingSpace
+
+ROW_IDENTITY = (
+    "chunk_id",
+    "document_id",
+    "document_version",
+    "content_hash",
+    "chunk_number",
+    "span_start",
+    "span_end",
+    "partition",
+)
+"""Two rows that agree in these columns agree in all of them."""
+
+
+def row_schema(space: EmbeddingSpace) -> pa.Schema:
+    """The columns of a table. `span_start` and `span_end` count characters of the document's text.
+
+    `context || text` is the text that was embedded; `content_hash` is its hash.
+    """
+    return pa.schema(
+        [
+            pa.field("chunk_id", pa.string(), nullable=False),
+            pa.field("document_id", pa.string()),
+            pa.field("document_version", pa.binary(HASH_BYTES)),
+            pa.field("content_hash", pa.binary(HASH_BYTES)),
+            pa.field("chunk_number", pa.int32()),
+            pa.field("span_start", pa.int64()),
+            pa.field("span_end", pa.int64()),
+            pa.field("partition", pa.string()),
+            pa.field("title", pa.string()),
+            pa.field("context", pa.string()),
+            pa.field("text", pa.string()),
+            pa.field("timestamp", pa.timestamp("us", "UTC")),
+            pa.field("metadata", pa.string()),
+            pa.field("vector", pa.list_(pa.float32(), space.dimension)),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """One chunk found; `score` is the cosine similarity to the query, from -1 to 1."""
+
+    score: float
+    chunk_id: str
+    document_id: str
+    title: str
+    text: str
+    span_start: int
+    span_end: int
+    partition: str
+    timestamp: datetime | None
+    metadata: str
+
+
+class VectorStore(dg.ConfigurableResource, ABC):
+    @abstractmethod
+    def create_table(self, collection: str, space: EmbeddingSpace) -> None:
+        """Creates the table if it is not there."""
+
+    @abstractmethod
+    def scan(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        columns: Sequence[str],
+        *,
+        partitions: Sequence[str] | None = None,
+        not_partitions: Sequence[str] | None = None,
+    ) -> Iterable[pa.RecordBatch]:
+        """Streams columns of the rows that are (or are not) in the partitions; all by default.
+
+        A table that does not exist has no rows.
+        """
+
+    @abstractmethod
+    def replace(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        rows: pa.RecordBatchReader,
+        *,
+        remove_chunk_ids: Sequence[str] = (),
+        remove_from_partitions: Sequence[str] | None = None,
+    ) -> None:
+        """Writes rows (of `row_schema`) by chunk id and removes others, in one commit.
+
+        Args:
+            collection: the collection's name.
+            space: the embedding space.
+            rows: rows to insert, or to put in the place of those with the same chunk id.
+            remove_chunk_ids: rows to remove, unless they are in `rows`.
+            remove_from_partitions: only as long as they are in one of these; None: in any.
+
+        A row without a vector, or with one that is not finite, is an error: nothing is written.
+        """
+
+    @abstractmethod
+    def maintain(self, collection: str, space: EmbeddingSpace) -> None:
+        """Housekeeping after a run's commits, as far as it is due; never changes any row."""
+
+    @abstractmethod
+    def search(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        vector: np.ndarray,
+        k: int,
+        *,
+        exact: bool = False,
+    ) -> list[SearchHit]:
+        """The k chunks most similar to the query vector, best first.
+
+        Args:
+            collection: the collection's name.
+            space: the embedding space of the query vector.
+            vector: shape (dimension,), float32.
+            k: how many hits.
+            exact: compare with every row; otherwise a large table may miss some of the best, though
+                never give a wrong score.
+
+        Raises:
+            LookupError: there is no such table yet.
+        """
+
+    @abstractmethod
+    def count(self, collection: str, space: EmbeddingSpace) -> int: ...
+
+    @abstractmethod
+    def spaces(self, collection: str) -> list[EmbeddingSpace]:
+        """The spaces for which the collection has a table, sorted by id."""
+
+    @abstractmethod
+    def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
+        """Removes the table with all its rows; one that is not there is no error."""

@@ -1,0 +1,318 @@
+"""The vector store in a LanceDB folder: embedded, one commit a replacement.
+
+A merge of LanceDB can also delete what its source does not name, but then it reads the vectors of
+the whole table into memory. So the rows to remove are named in the source too, with their columns
+but the key null: the commit that brings the new rows takes the old ones out of every search and
+scan. Such remains are deleted in a second commit; if it fails, a later one does it.
+"""
+
+import contextvars
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from pydantic import Field
+
+from resources.identity.embedding_space import EmbeddingSpace
+from resources.lean_imports import import_lancedb
+from resources.vector_stores.base import SearchHit, VectorStore, row_schema
+
+# Without this declaration two processes that upsert the same new keys both insert them.
+_KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
+_SPACE_METADATA = b"embedding_space"
+# Every commit adds a fragment; merging them on each commit would cost more than it gains.
+_SMALL_FRAGMENTS = 100
+_VECTOR_INDEX = "vector_idx"
+# Rows that the index does not know are compared one by one: so many are soon done.
+_UNINDEXED_SHARE = 0.1
+# Vectors for each cluster of the index. With the default of 256 it took 45 MB more to make one for
+# 200,000 rows of 384 floats.
+_SAMPLE_RATE = 64
+# An index that was made for half the rows has too few, too large clusters.
+_GROWTH_BEFORE_NEW_INDEX = 2.0
+# So many times k candidates, found by 8-bit vectors, are ranked by the vectors themselves: scores
+# are exact, and entries of rows that were replaced since cannot surface.
+_REFINE_FACTOR = 10
+# Clusters in which candidates are sought, of some 8,000 rows each. Over a million rows LanceDB's
+# default of 20 found 0.83 of the ten best, 40 found 0.96 and 80 all (`benchmarks.stores`).
+_PROBES = 80
+_READ_AHEAD_BYTES = 32 * 2**20
+_CACHE_BYTES = 64 * 2**20
+_REMOVALS_AT_A_TIME = 4096
+# Rows that are to be removed have no partition, and no vector by which a search could find them.
+_PRESENT, _REMOVED = "partition IS NOT NULL", "partition IS NULL"
+_HIT_COLUMNS = [
+    "chunk_id", "document_id", "title", "text",
+    "span_start", "span_end", "partition", "timestamp", "metadata",
+]  # fmt: skip
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_empty_context(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Calls LanceDB without the caller's context variables.
+
+    It may keep them until the process ends, and Dagster's hold everything of the run: memory that
+    is never freed, and complaints of DuckDB at exit.
+    """
+
+    @wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return contextvars.Context().run(method, *args, **kwargs)
+
+    return call
+
+
+class LanceDBVectorStore(VectorStore):
+    uri: str = Field(
+        default="data/vectors", description="Folder or object storage URL (s3://, gs://, az://)."
+    )
+    commit_timeout: float = Field(
+        default=120.0, description="Seconds to retry a commit that conflicts with other writers."
+    )
+    approximate_from_rows: int = Field(
+        default=100_000,
+        ge=1_000,
+        description="Rows from which on search goes through an approximate index, which is kept up "
+        "to date after each run; the vectors of fewer are compared one by one.",
+    )
+
+    @_in_empty_context
+    def create_table(self, collection: str, space: EmbeddingSpace) -> None:
+        if self._open(collection, space) is not None:
+            return
+        schema = row_schema(space)
+        key = schema.field("chunk_id").with_metadata(_KEY_METADATA)
+        schema = schema.set(0, key).with_metadata({_SPACE_METADATA: space.to_json()})
+        name = _table_name(collection, space)
+        with self._creating(name):
+            self._database.create_table(name, schema=schema, exist_ok=True)
+
+    def scan(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        columns: Sequence[str],
+        *,
+        partitions: Sequence[str] | None = None,
+        not_partitions: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        yield from self._reader(collection, space, columns, partitions, not_partitions)
+
+    @_in_empty_context
+    def _reader(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        columns: Sequence[str],
+        partitions: Sequence[str] | None,
+        not_partitions: Sequence[str] | None,
+    ) -> Iterable[pa.RecordBatch]:
+        table = self._open(collection, space)
+        if table is None or (partitions is not None and not len(partitions)):
+            return ()
+        condition = _PRESENT
+        if partitions is not None:
+            condition = f"partition IN ({_literals(partitions)})"
+        elif not_partitions is not None and len(not_partitions):
+            condition = f"partition NOT IN ({_literals(not_partitions)})"  # never true of null
+        return table.search().select(list(columns)).where(condition).to_batches()
+
+    @_in_empty_context
+    def replace(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        rows: pa.RecordBatchReader,
+        *,
+        remove_chunk_ids: Sequence[str] = (),
+        remove_from_partitions: Sequence[str] | None = None,
+    ) -> None:
+        table = self._open(collection, space)
+        if table is None:
+            self.create_table(collection, space)
+            table = self._open(collection, space)
+        condition = None
+        if remove_from_partitions is not None:
+            named = _literals(remove_from_partitions) or "NULL"
+            condition = f"source.{_PRESENT} OR target.partition IN ({named})"
+        (
+            table.merge_insert("chunk_id")
+            .when_matched_update_all(where=condition)
+            .when_not_matched_insert_all()
+            .execute(
+                pa.RecordBatchReader.from_batches(
+                    rows.schema, _with_removals(rows, set(remove_chunk_ids))
+                ),
+                on_bad_vectors="null",  # those of rows to remove; there are no others
+                timeout=timedelta(seconds=self.commit_timeout),
+            )
+        )
+        if remove_chunk_ids:
+            table.delete(_REMOVED)
+
+    @_in_empty_context
+    def maintain(self, collection: str, space: EmbeddingSpace) -> None:
+        table = self._open(collection, space)
+        if table is None:
+            return
+        if table.count_rows(_REMOVED):
+            table.delete(_REMOVED)
+        indexed, unindexed = _indexed_rows(table)
+        rows = table.count_rows()
+        if rows >= self.approximate_from_rows and rows > _GROWTH_BEFORE_NEW_INDEX * indexed:
+            from lancedb.index import IvfSq
+
+            # 8-bit scalars need no codebook, so they are soon made, and are near enough to choose
+            # the candidates that are ranked by the vectors themselves.
+            config = IvfSq(distance_type="cosine", sample_rate=_SAMPLE_RATE)
+            table.create_index("vector", config=config, replace=True)
+            unindexed = 0
+        small = table.stats()["fragment_stats"]["num_small_fragments"]
+        if small > _SMALL_FRAGMENTS or (indexed and unindexed > _UNINDEXED_SHARE * rows):
+            table.optimize()
+
+    @_in_empty_context
+    def search(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        vector: np.ndarray,
+        k: int,
+        *,
+        exact: bool = False,
+    ) -> list[SearchHit]:
+        table = self._open(collection, space)
+        if table is None:
+            raise LookupError(
+                f"Collection '{collection}' has no index for {space.model} ({space.id}) in "
+                f"{self.uri} yet. Materialize '{collection}/vector_index' first."
+            )
+        query = (
+            table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
+            .distance_type("cosine")
+            .select([*_HIT_COLUMNS, "_distance"])
+            .limit(k)
+        )
+        if exact:
+            query = query.bypass_vector_index()
+        else:
+            query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
+        return [
+            SearchHit(score=1.0 - row.pop("_distance"), **row)  # cosine distance = 1 - cosine
+            for row in query.to_arrow().to_pylist()
+        ]
+
+    @_in_empty_context
+    def count(self, collection: str, space: EmbeddingSpace) -> int:
+        table = self._open(collection, space)
+        return 0 if table is None else table.count_rows(_PRESENT)
+
+    @_in_empty_context
+    def spaces(self, collection: str) -> list[EmbeddingSpace]:
+        names: list[str] = []
+        page = self._database.list_tables()
+        while page.page_token:
+            names += page.tables
+            page = self._database.list_tables(page_token=page.page_token)
+        of_collection = re.compile(re.escape(collection) + "__[0-9a-f]{16}")
+        return [
+            EmbeddingSpace.from_json(
+                self._database.open_table(name).schema.metadata[_SPACE_METADATA].decode()
+            )
+            for name in sorted([*names, *page.tables])
+            if of_collection.fullmatch(name)
+        ]
+
+    @_in_empty_context
+    def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
+        self._database.drop_table(_table_name(collection, space), ignore_missing=True)
+
+    @cached_property
+    def _database(self) -> Any:
+        # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
+        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
+        # The newer way to make an index took 73 MB more for 200,000 rows.
+        os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
+        # Each thread that works on a merge holds rows of its own. Two took 25 MB more for 12,500
+        # rows, and were a fifth faster.
+        os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
+        lancedb = import_lancedb()
+        # The defaults are gigabytes, and each commit is met once or twice only.
+        session = lancedb.Session(
+            index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+        )
+        return lancedb.connect(self.uri, session=session)
+
+    def _creating(self, name: str) -> AbstractContextManager[Any]:
+        """Lets one process at a time make a table, if the store is a folder.
+
+        LanceDB looks first and then overwrites: a table that another process made in between, and
+        what it had written to it, would be lost. An object storage has no locks. There it is the
+        pool `vector_store_writer` alone that keeps two first runs of a collection apart.
+        """
+        scheme, _, path = self.uri.rpartition("://")
+        if scheme not in ("", "file"):
+            return nullcontext()
+        folder = Path(path).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
+
+    def _open(self, collection: str, space: EmbeddingSpace) -> Any:
+        """The table at its newest version, or None."""
+        try:
+            return self._database.open_table(_table_name(collection, space))
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" not in str(error).lower():
+                raise
+            return None
+
+
+def _with_removals(rows: pa.RecordBatchReader, removed: set[str]) -> Iterator[pa.RecordBatch]:
+    """Yields rows, and then what remains of those to remove that were not among them.
+
+    Raises:
+        ValueError: a row has no vector, or one with a component that is no finite number.
+    """
+    for batch in rows:
+        vectors = batch["vector"]
+        if vectors.null_count or not np.isfinite(vectors.flatten()).all():
+            raise ValueError("a row to write has no vector, or one that is not finite")
+        if removed:
+            removed.difference_update(batch["chunk_id"].to_pylist())
+        yield batch
+    chunk_ids = pa.array(sorted(removed), pa.string())
+    for start in range(0, len(chunk_ids), _REMOVALS_AT_A_TIME):
+        part = chunk_ids.slice(start, _REMOVALS_AT_A_TIME)
+        columns = [
+            part if field.name == "chunk_id" else pa.nulls(len(part), field.type)
+            for field in rows.schema
+        ]
+        yield pa.record_batch(columns, schema=rows.schema)
+
+
+def _indexed_rows(table: Any) -> tuple[int, int]:
+    """Rows that the vector index knows, and others; 0 and 0 without an index."""
+    statistics = table.index_stats(_VECTOR_INDEX)
+    if statistics is None:
+        return 0, 0
+    return statistics.num_indexed_rows, statistics.num_unindexed_rows
+
+
+def _table_name(collection: str, space: EmbeddingSpace) -> str:
+    return f"{collection}__{space.id}"
+
+
+def _literals(values: Sequence[str]) -> str:
+    """SQL string literals; LanceDB has no bound parameters here."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)

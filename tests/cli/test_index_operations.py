@@ -1,0 +1,85 @@
+"""`embedding-assets collections` and `drop-index`: indexes of models, in use or not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from embedding_assets import component
+from embedding_assets.cli.main import app
+from embedding_assets.collection.collection import CollectionResources
+from embedding_assets.component import LoadedCollection
+from tests.support.fakes import CountingEmbedder
+from tests.support.pipeline import Pipeline, write_jsonl
+
+
+def _loaded(pipeline: Pipeline) -> dict[str, LoadedCollection]:
+    resources = CollectionResources(
+        source=pipeline.resources["corpus_source"],
+        embedder=pipeline.embedder,
+        fallback=pipeline.fallback,
+        artifacts=pipeline.artifacts,
+        cache=pipeline.cache,
+        store=pipeline.store,
+    )
+    return {"corpus": LoadedCollection(pipeline.collection, resources)}
+
+
+@pytest.fixture
+def with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pipeline]:
+    """Gives the collection another model, and optionally the old one as its fallback."""
+    records = [{"id": str(number), "text": f"Text {number}."} for number in range(8)]
+    source = write_jsonl(tmp_path / "source.jsonl", records)
+
+    def change(model: str, fallback: str = "") -> Pipeline:
+        settings = {"partitions": {"by": "bucket", "count": 4}}
+        pipeline = Pipeline(
+            tmp_path,
+            str(source),
+            embedder=CountingEmbedder(model=model),
+            fallback=CountingEmbedder(model=fallback) if fallback else None,
+            settings=settings | ({"fallback": {"model": fallback}} if fallback else {}),
+        )
+        monkeypatch.setattr(component, "load_collections", lambda: _loaded(pipeline))
+        return pipeline
+
+    return change
+
+
+def _collections() -> list[tuple[str, int, str]]:
+    result = CliRunner().invoke(app, ["collections", "--json"])
+    assert result.exit_code == 0, result.output
+    return [(row["model"], row["chunks"], row["use"]) for row in json.loads(result.stdout)]
+
+
+def test_the_index_of_an_old_model_is_listed_and_can_be_removed(
+    with_model: Callable[..., Pipeline],
+) -> None:
+    old = with_model("old")
+    old.run()
+    new = with_model("new")
+    assert _collections() == [("old", 8, "none"), ("new", 0, "search")]
+    new.run()
+    runner = CliRunner()
+    in_use = runner.invoke(app, ["drop-index", "corpus", new.embedder.space.id])
+    assert in_use.exit_code == 1
+    assert "uses new" in in_use.output
+    assert "no index" in runner.invoke(app, ["drop-index", "corpus", "0" * 16]).output
+    removed = runner.invoke(app, ["drop-index", "corpus", old.embedder.space.id])
+    assert "Removed 8 chunks of old" in removed.output
+    assert _collections() == [("new", 8, "search")]
+
+
+def test_with_the_old_model_as_fallback_every_document_is_found_while_the_new_one_takes_over(
+    with_model: Callable[..., Pipeline],
+) -> None:
+    with_model("old").run()
+    pipeline = with_model("new", fallback="old")
+    assert pipeline.partitions is not None
+    for partition in pipeline.partitions.get_partition_keys():
+        pipeline.run(partition)
+        new, old = pipeline.rows(), pipeline.rows(pipeline.fallback)
+        assert sorted(row["document_id"] for row in new + old) == [str(n) for n in range(8)]
+    assert _collections() == [("old", 0, "fallback"), ("new", 8, "search")]

@@ -1,0 +1,159 @@
+"""Runs a collection's assets over a range of partitions in a process that is killed on the way.
+
+The pipeline is the real one: real files, a real Dagster instance, the fake embedder with a journal.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from embedding_assets.runs import range_run
+from resources.artifact_stores.files import FileArtifactStore
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.vector_stores.lancedb import LanceDBVectorStore
+from tests.support.fakes import CountingEmbedder
+from tests.support.pipeline import Pipeline
+
+FIRST, LAST = "2020", "2023"
+FLUSH_SIZE = 3
+INTERRUPTED = 3
+"""Exit status of a run that did not succeed."""
+
+
+def pipeline(folder: Path, source: Path) -> Pipeline:
+    """Four yearly partitions; state, journal and source are files."""
+    return Pipeline(
+        folder,
+        str(source),
+        embedder=CountingEmbedder(journal=str(folder / "journal")),
+        settings={
+            "source": {"fields": {"timestamp": "created"}},
+            "partitions": {"by": "year", "start": "2020-01-01"},
+            "embedder": {"flush_size": FLUSH_SIZE},
+        },
+    )
+
+
+@contextmanager
+def dagster_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
+    home = folder / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield instance
+
+
+def kill_at(point: list[Any], kill: Callable[[], None]) -> None:
+    """Has the process killed at a point.
+
+    Args:
+        point: ["write", asset, file name, moment], ["put", moment] or ["replace", moment], and then
+            the number of the call: 1 is the first. Moments: "before" and "after" the step is
+            durable; "during" (replace only) when a part of the rows has been handed over.
+        kill: ends the process.
+    """
+    action, *details, call = point
+    calls = iter(range(1, call + 1))
+
+    def is_due() -> bool:
+        return next(calls, None) == call
+
+    if action == "write":
+        asset, name, moment = details
+        writing: Any = FileArtifactStore.writing
+
+        @contextmanager
+        def killed_writing(self: FileArtifactStore, key: str) -> Iterator[Path]:
+            due = f"/{asset}/" in key and key.endswith(f"/{name}") and is_due()
+            with writing(self, key) as path:
+                yield path
+                if due and moment == "before":
+                    kill()
+            if due and moment == "after":
+                kill()
+
+        FileArtifactStore.writing = killed_writing  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    (moment,) = details
+    owner: Any = {"put": DuckDBEmbeddingCache, "replace": LanceDBVectorStore}[action]
+    original = getattr(owner, action)
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        due = is_due()
+        if due and moment == "before":
+            kill()
+        if due and moment == "during":
+            resource, collection, space, rows = arguments
+            arguments = (resource, collection, space, _killed_on_the_way(rows, kill))
+        original(*arguments, **named)
+        if due and moment == "after":
+            kill()
+
+    setattr(owner, action, killed)
+
+
+def _killed_on_the_way(rows: pa.RecordBatchReader, kill: Callable[[], None]) -> Any:
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield next(rows).slice(0, 1)
+        kill()
+
+    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a run does, and when it ends.
+
+    Attributes:
+        folder: where its state is; what it prints goes into the file `output` in there.
+        source: the documents.
+        point: see `kill_at`.
+        signal: sent at the point.
+        small: partitions are handled as the small ones that they are, else as if each were large.
+    """
+
+    folder: Path
+    source: Path
+    point: list[Any]
+    signal: signal.Signals
+    small: bool
+
+
+def run_killed(orders: Orders) -> int | None:
+    """Runs all assets in a process of its own; returns its exit status."""
+    process = _PROCESSES.Process(target=_run, args=(orders,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+# Each begins as the copy of one that has imported what they need; Dagster alone takes seconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.support.kill_runner"])
+
+
+def _run(orders: Orders) -> None:
+    output = os.open(orders.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    tempfile.tempdir = str(orders.folder / "tmp")
+    kill_at(orders.point, lambda: os.kill(os.getpid(), orders.signal))
+    if not orders.small:
+        # As if each partition were large and took long.
+        range_run._PARTITIONS_TOGETHER = 1
+        range_run._RECORD_AT_ONCE_AFTER_SECONDS = 0.0
+    with dagster_instance(orders.folder) as instance:
+        result = pipeline(orders.folder, orders.source).run(
+            FIRST, LAST, instance=instance, raise_on_error=False
+        )
+    sys.exit(0 if result.success else INTERRUPTED)

@@ -1,0 +1,163 @@
+"""Runs a collection's assets in this process, on real files, with real stores."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding_assets.artifacts import schemas as files
+from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.component import collection_definitions
+from resources.artifact_stores.files import FileArtifactStore
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.embedders.base import Embedder
+from resources.vector_stores.base import row_schema
+from resources.vector_stores.lancedb import LanceDBVectorStore
+from tests.support.fakes import CountingEmbedder
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+
+
+@dataclass
+class Pipeline:
+    """One collection in a folder of its own."""
+
+    folder: Path
+    source: str
+    name: str = "corpus"
+    embedder: Embedder = field(default_factory=CountingEmbedder)
+    settings: dict[str, Any] = field(default_factory=dict)
+    fallback: Embedder | None = None
+
+    def __post_init__(self) -> None:
+        # Whether a file looks unchanged depends on the time since it was written.
+        source = {"path": self.source, "read_unchanged_files": True}
+        source |= self.settings.pop("source", {})
+        self.collection = CollectionSettings.model_validate(
+            {"name": self.name, "source": source, **self.settings}
+        )
+        self.artifacts = FileArtifactStore(url=str(self.folder / "artifacts"))
+        self.cache = DuckDBEmbeddingCache(path=str(self.folder / "cache.duckdb"))
+        self.store = LanceDBVectorStore(uri=str(self.folder / "vectors"))
+        definitions = collection_definitions(self.collection)
+        self.resources: dict[str, Any] = {
+            **(definitions.resources or {}),
+            f"{self.name}_embedder": self.embedder,
+            "artifact_store": self.artifacts,
+            "embedding_cache": self.cache,
+            "vector_store": self.store,
+        }
+        if self.fallback is not None:
+            self.resources[f"{self.name}_fallback"] = self.fallback
+        self.definitions = dg.Definitions(
+            assets=definitions.assets, resources=self.resources, executor=dg.in_process_executor
+        )
+        self.partitions = self.definitions.resolve_assets_def(
+            dg.AssetKey([self.name, "documents"])
+        ).partitions_def
+        assert self.partitions is not None
+
+    @cached_property
+    def _instance(self) -> dg.DagsterInstance:
+        """Of this pipeline alone: its checks compare with the runs that are recorded there."""
+        return dg.DagsterInstance.ephemeral()
+
+    def run(
+        self,
+        first: str | None = None,
+        last: str | None = None,
+        *,
+        assets: Sequence[str] = ASSETS,
+        instance: dg.DagsterInstance | None = None,
+        raise_on_error: bool = True,
+    ) -> dg.ExecuteInProcessResult:
+        """Materialises a range of partitions in one run; by default all of them."""
+        assert self.partitions is not None
+        keys = self.partitions.get_partition_keys()
+        first, last = first or keys[0], last or (first or keys[-1])
+        return dg.materialize(
+            [a for a in self.definitions.assets or [] if isinstance(a, dg.AssetsDefinition)],
+            selection=[dg.AssetKey([self.name, asset]) for asset in assets],
+            resources=self.resources,
+            tags={
+                "dagster/asset_partition_range_start": first,
+                "dagster/asset_partition_range_end": last,
+            },
+            instance=instance or self._instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
+            raise_on_error=raise_on_error,
+        )
+
+    def rows(self, embedder: Embedder | None = None) -> list[dict[str, Any]]:
+        """Everything in the table of an embedder's space, sorted by key."""
+        space = (embedder or self.embedder).space
+        batches = list(self.store.scan(self.name, space, row_schema(space).names))
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        return sorted(rows, key=lambda row: row["chunk_id"])
+
+    def documents(self) -> list[dict[str, Any]]:
+        return self._table(files.documents_key)
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        key = files.documents_quarantine_key(self.name, None)
+        unplaced = []
+        if self.artifacts.exists(key):
+            with self.artifacts.reading(key) as path:
+                unplaced = pq.read_table(path).to_pylist()
+        return unplaced + self._table(files.documents_quarantine_key)
+
+    def embedding_quarantine(self) -> list[dict[str, Any]]:
+        return self._table(files.embeddings_quarantine_key)
+
+    def _table(self, key: Any) -> list[dict[str, Any]]:
+        assert self.partitions is not None
+        tables: list[pa.Table] = []
+        for partition in self.partitions.get_partition_keys():
+            if self.artifacts.exists(key(self.name, partition)):
+                with self.artifacts.reading(key(self.name, partition)) as path:
+                    tables.append(pq.read_table(path))
+        return pa.concat_tables(tables).to_pylist() if tables else []
+
+
+def per_partition(
+    result: dg.ExecuteInProcessResult, asset: str
+) -> dict[str | None, dict[str, Any]]:
+    """The metadata of an asset's materialisations by partition, as Dagster shows it."""
+    found: dict[str | None, dict[str, Any]] = {}
+    for event in result.all_events:
+        if not event.is_step_materialization:
+            continue
+        materialization = event.step_materialization_data.materialization
+        if materialization.asset_key.path[-1] == asset:
+            # A slow partition is recorded at once, and again at the end of the step.
+            found[materialization.partition] = {
+                key: value.value for key, value in materialization.metadata.items()
+            }
+    return found
+
+
+def numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    """The numbers in the metadata of an asset's materialisations, summed over the partitions."""
+    total: dict[str, Any] = {}
+    for metadata in per_partition(result, asset).values():
+        for key, value in metadata.items():
+            if isinstance(value, int | float):
+                total[key] = total.get(key, 0) + value
+    return total
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
+
+
+def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
