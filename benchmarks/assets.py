@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from embedding_assets.collection.settings import EmbedderSettings
-from resources.artifact_stores.files import ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.local import LocalEmbedder
 
 GROUP = "benchmarks"

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from benchmarks.measure import in_turn, median, seconds, speedup, spread
 from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
-from resources.caches.base import CONTENT_HASH_TYPE, EmbeddingCache, hash_array
+from resources.caches.base import EmbeddingCache
 from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.caches.vectors import CONTENT_HASH_TYPE, hash_array
 from resources.embedders.base import Embedder
 from resources.identity.content_hash import content_hash
 

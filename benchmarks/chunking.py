@@ -26,7 +26,9 @@ import orjson
 from tokenizers import Tokenizer
 
 from benchmarks.measure import Line, print_tables, write_results
-from embedding_assets.deduplicated_chunks.splitter import DocumentTokenizer, Offsets, split
+from embedding_assets.deduplicated_chunks.boundaries import Offsets
+from embedding_assets.deduplicated_chunks.splitter import split
+from embedding_assets.deduplicated_chunks.token_offsets import DocumentTokenizer
 from resources.identity.content_hash import canonical_text
 
 SNAPSHOTS = ("2020-01-01", "2025-01-01", "2026-08-22")

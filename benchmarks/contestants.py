@@ -104,9 +104,9 @@ class Ours(Contestant):
     def fill_cache(self, texts: list[str], vectors: np.ndarray, folder: Path) -> None:
         import pyarrow as pa
 
-        from resources.caches.base import CONTENT_HASH_TYPE
         from resources.caches.duckdb import DuckDBEmbeddingCache
         from resources.caches.memory import MemoryEmbeddingCache
+        from resources.caches.vectors import CONTENT_HASH_TYPE
         from resources.identity.content_hash import content_hash
 
         self.texts = texts

@@ -120,8 +120,8 @@ def test_code_that_comes_with_a_model_is_never_trusted() -> None:
 _RUN = """
 import json, sys
 from pathlib import Path
-from resources.local_embedder import LocalEmbedder
-from tests.pipeline import Pipeline, numbers
+from resources.embedders.local import LocalEmbedder
+from tests.support.pipeline import Pipeline, numbers
 folder = Path(sys.argv[1])
 embedder = LocalEmbedder(model_cache=sys.argv[2], device="cpu", precision="fp32")
 pipeline = Pipeline(
@@ -157,7 +157,7 @@ def forbidden():
     raise AssertionError("a process was forked")
 
 os.fork = forbidden
-from resources.local_embedder import LocalEmbedder
+from resources.embedders.local import LocalEmbedder
 assert LocalEmbedder(model_cache={str(model_cache)!r}).embed(["a text"]).vectors.any()
 print(json.dumps([sys.modules["openvino_telemetry"], "openvino" in sys.modules]))
 """

@@ -3,7 +3,6 @@
 import glob
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,36 +144,6 @@ def _bound(sql: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any] | 
     }
     sql = _PARQUET.sub(r"read_parquet($\1, hive_partitioning = false", sql)
     return sql, {**parameters, **paths} or None
-
-
-class Contents:
-    """The long columns of documents, by number, on disk.
-
-    DuckDB handles 2,048 rows at once, however long, and its sorts run out of memory over texts of
-    10 kB. So only what is short is sorted there, and texts are fetched one by one from here.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._database = sqlite3.connect(folder / "contents.sqlite", isolation_level=None)
-        for statement in (
-            "PRAGMA journal_mode = OFF",
-            "PRAGMA synchronous = OFF",
-            "CREATE TABLE contents (number INTEGER PRIMARY KEY, title, text, metadata)",
-            "BEGIN",
-        ):
-            self._database.execute(statement)
-
-    def put(self, number: int, title: str, text: str, metadata: str) -> None:
-        row = (number, title, text, metadata)
-        self._database.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", row)
-
-    def get(self, number: int) -> tuple[str, str, str]:
-        return self._database.execute(
-            "SELECT title, text, metadata FROM contents WHERE number = ?", (number,)
-        ).fetchone()
-
-    def close(self) -> None:
-        self._database.close()
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from sys import intern
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.keys import documents_key
+from embedding_assets.artifacts.parquet import write_parquet
+from embedding_assets.artifacts.schemas import SOURCE_DIGEST
 from embedding_assets.collection.settings import CollectionSettings, PartitionSettings
 from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
 from embedding_assets.documents.unchanged import reading_of, signature
-from resources.artifact_stores.files import ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import DocumentSource, Refusal, RefusalReason, SourceFile
 
 EVERY_PARTITION = "*"
@@ -103,7 +105,7 @@ class Inventory:
             {"pending": "\n".join(self.pending), "requested": "\n".join(requested)}
         )
         with artifacts.writing(key) as path:
-            files.write_parquet(path, schema, batches())
+            write_parquet(path, schema, batches())
 
 
 _NOTHING: dict[str | None, int | None] = {None: None}
@@ -214,10 +216,10 @@ def _differing(before: _Contents, now: _Contents) -> set[str]:
 
 def ingested_digest(artifacts: ArtifactStore, collection: str, partition: str) -> int | None:
     """What the source held of a partition when its documents were ingested; None: never were."""
-    key = files.documents_key(collection, partition)
+    key = documents_key(collection, partition)
     if not artifacts.exists(key):
         return None
     with artifacts.reading(key) as path:
         metadata = pq.read_schema(path).metadata or {}
-    digest = metadata.get(files.SOURCE_DIGEST.encode())
+    digest = metadata.get(SOURCE_DIGEST.encode())
     return from_bytes(bytes.fromhex(digest.decode())) if digest else None

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from pydantic import BaseModel
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.keys import documents_key, embeddings_quarantine_key
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Inventory,
@@ -247,10 +247,10 @@ class ReconcileTick:
     def _documents(self, partition: str) -> tuple[set[tuple[str, bytes]], set[str]]:
         """Id and version of the ingested documents, and the ids of those that were refused."""
         artifacts, name = self.resources.artifacts, self.collection.name
-        with artifacts.reading(files.documents_key(name, partition)) as path:
+        with artifacts.reading(documents_key(name, partition)) as path:
             table = pq.read_table(path, columns=["id", "version"])
         documents = set(zip(table["id"].to_pylist(), table["version"].to_pylist(), strict=True))
-        quarantine = files.embeddings_quarantine_key(name, partition)
+        quarantine = embeddings_quarantine_key(name, partition)
         if not artifacts.exists(quarantine):
             return documents, set()
         with artifacts.reading(quarantine) as path:

@@ -12,7 +12,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.quarantine import duplicate_winner
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Changes,
@@ -25,7 +25,7 @@ from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.partitions import period_of_key
 from embedding_assets.documents.source_state import UNPLACED
 from embedding_assets.documents.unchanged import listing_digest
-from resources.artifact_stores.files import ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import DocumentSource, RefusalReason
 
 
@@ -179,7 +179,7 @@ class SourceTick:
             with self.artifacts.reading(key) as path:
                 for row in pq.read_table(path, columns=["reason", "detail"]).to_pylist():
                     if row["reason"] == RefusalReason.duplicate_id.value:
-                        winner = files.duplicate_winner(row["detail"])
+                        winner = duplicate_winner(row["detail"])
                         if winner in changed:
                             found.add(partition)
                             break

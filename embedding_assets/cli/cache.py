@@ -120,7 +120,7 @@ def invalidate(
     as_json: AsJson = False,
 ) -> None:
     """Remove the vectors of texts, of keys, or of a whole embedding space."""
-    from resources.caches.base import hash_array
+    from resources.caches.vectors import hash_array
     from resources.identity.content_hash import HASH_BYTES, content_hash, query_hash
 
     with errors_for_people():

@@ -168,7 +168,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
-    from embedding_assets.documents.checks import evaluate_collection
+    from embedding_assets.retrieval.evaluation import evaluate_collection
 
     with errors_for_people():
         name, loaded = _collection(collection)

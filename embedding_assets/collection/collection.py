@@ -10,7 +10,7 @@ import dagster as dg
 
 from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
-from resources.artifact_stores.files import ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
 from resources.document_sources import DocumentSource
 from resources.embedders.base import Embedder

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from embedding_assets.collection.partitions import partition_of, period_of_key
 from embedding_assets.collection.settings import PartitionSettings
 from resources.document_sources import Document, DocumentSource, Refusal, RefusalReason
-from resources.document_sources.listing import Period
+from resources.document_sources.base import Period
 from resources.identity.content_hash import document_version
 
 UNPLACED = ""

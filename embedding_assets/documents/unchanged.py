@@ -9,7 +9,7 @@ from hashlib import blake2b
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.documents.source_state import SourceState, added
 from resources.document_sources import SourceFile
-from resources.document_sources.listing import Period
+from resources.document_sources.base import Period
 
 READER_VERSION = 1
 """To be raised when the same bytes become other documents."""

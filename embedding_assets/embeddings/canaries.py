@@ -8,15 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets.artifacts.schemas import write_parquet
-from resources.artifact_stores.files import ArtifactStore
-from resources.caches.base import (
-    EmbeddingCache,
-    decode_vectors,
-    encode_vectors,
-    hash_array,
-    valid_vectors,
-)
+from embedding_assets.artifacts.parquet import write_parquet
+from resources.artifact_stores.base import ArtifactStore
+from resources.caches.base import EmbeddingCache
+from resources.caches.vectors import decode_vectors, encode_vectors, hash_array, valid_vectors
 from resources.embedders.base import Embedder, EmbeddingError
 from resources.identity.content_hash import canary_hash
 from resources.identity.embedding_space import EmbeddingSpace

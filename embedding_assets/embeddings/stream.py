@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from resources.caches.base import valid_vectors
+from resources.caches.vectors import valid_vectors
 from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError
 
 _HARMLESS_TEXT = "A short text that every model can embed."

@@ -10,15 +10,19 @@ from typing import Any
 
 import dagster as dg
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.keys import plan_key
+from embedding_assets.artifacts.schemas import PLAN
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.deduplicated_chunks.asset import Planner, Splitter, split_partition
-from embedding_assets.documents.asset import ingest
-from embedding_assets.runs.range_run import Progress
+from embedding_assets.deduplicated_chunks.cache_lookup import Planner
+from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
+from embedding_assets.documents.ingest import ingest
+from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.trends import last_throughputs
-from resources.artifact_stores.files import ArtifactStore, FileArtifactStore, OverlayArtifactStore
+from resources.artifact_stores.base import ArtifactStore
+from resources.artifact_stores.files import FileArtifactStore
+from resources.artifact_stores.overlay import OverlayArtifactStore
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ def _to_embed(
     collection: str, artifacts: ArtifactStore, database: Scratch, partitions: Sequence[str]
 ) -> tuple[int, int]:
     """Texts and tokens that no cache holds; what several partitions lack is embedded once."""
-    database.create("missing_texts", files.PLAN)
+    database.create("missing_texts", PLAN)
     for partition in partitions:
-        with artifacts.reading(files.plan_key(collection, partition)) as path:
+        with artifacts.reading(plan_key(collection, partition)) as path:
             database.execute(
                 "INSERT INTO missing_texts FROM read_parquet($path) WHERE NOT cached",
                 path=str(path),

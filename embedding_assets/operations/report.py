@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.keys import QUARANTINE_FILE
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.operations.report_plots import history_png, map_png
 from embedding_assets.runs.history import PartitionNumbers, by_run, latest_materializations
-from resources.artifact_stores.files import ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 
 _TOP = 10
 _POINTS_OF_HISTORY = 200
@@ -248,7 +248,7 @@ def spread(points: np.ndarray, count: int) -> list[int]:
 
 def quarantine_reasons(artifacts: ArtifactStore, collection: str) -> tuple[Counter[str], int]:
     """Counts what is in quarantine now by reason, and the files that were too many to read."""
-    keys = artifacts.list_keys(f"{collection}/", f"/{files.QUARANTINE_FILE}")
+    keys = artifacts.list_keys(f"{collection}/", f"/{QUARANTINE_FILE}")
     reasons: Counter[str] = Counter()
     for key in keys[:_QUARANTINE_FILES]:
         with artifacts.reading(key) as path:

@@ -5,13 +5,15 @@ https://arxiv.org/abs/2104.08663), so that its data sets can be used as they are
 """
 
 import gzip
-import heapq
 import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from embedding_assets.collection.collection import CollectionResources
+from embedding_assets.retrieval.search import rank_documents
 
 CUTOFF = 10
 """The rank at which BEIR and MTEB report, and so do we."""
@@ -202,32 +204,6 @@ def recall_at_k(ranking: Sequence[str], relevance: Mapping[str, int], k: int = C
     return sum(document in relevant for document in ranking[:k]) / len(relevant)
 
 
-def documents_from_chunks(hits: Iterable[tuple[str, float]], k: int) -> list[str]:
-    """Turn scored chunks into a ranking of documents: a document scores as its best chunk.
-
-    Equal scores are ordered by descending document id, as trec_eval does.
-
-    Args:
-        hits: Document id and score of each chunk found, in any order; a higher score is better.
-        k: How many documents to return. Ask the index for more chunks than that: several may
-            belong to one document.
-
-    Returns:
-        At most k distinct document ids, best first.
-
-    Raises:
-        ValueError: `k` is below 1, or a score is not a number.
-    """
-    if k < 1:
-        raise ValueError(f"expected k of at least 1, got {k}")
-    best: dict[str, float] = {}
-    for document, score in hits:
-        if math.isnan(score):
-            raise ValueError(f"expected a score for document {document!r}, got {score}")
-        best[document] = max(score, best.get(document, -math.inf))
-    return heapq.nlargest(k, best, key=lambda document: (best[document], document))
-
-
 def evaluate(
     rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]
 ) -> Evaluation:
@@ -294,3 +270,29 @@ def _check(ranking: Sequence[str], k: int) -> None:
         if document in seen:
             raise ValueError(f"expected each document once in a ranking, got {document!r} twice")
         seen.add(document)
+
+
+def evaluate_collection(
+    collection: str,
+    resources: CollectionResources,
+    queries: Path,
+    qrels: Path,
+    *,
+    exact: bool = False,
+) -> Evaluation:
+    """Searches for every judged query in the whole index and scores the document rankings.
+
+    Args:
+        collection: the collection's name.
+        resources: its embedders and stores.
+        queries: JSON Lines file of queries.
+        qrels: TSV file of judgements.
+        exact: compare with every chunk, as `VectorStore.search` says.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or malformed.
+        LookupError: the collection has no index yet.
+    """
+    judgements = load_qrels(qrels)
+    texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
+    return evaluate(rank_documents(collection, resources, texts, exact=exact), judgements)

@@ -1,16 +1,12 @@
 """Search in a collection's index."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import pyarrow as pa
-
 from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.retrieval.evaluation import documents_from_chunks
-from resources.caches.base import CONTENT_HASH_TYPE, EmbeddingCache
+from embedding_assets.retrieval.fusion import documents_from_chunks, fuse_rankings
+from embedding_assets.retrieval.query_vectors import query_vectors
 from resources.embedders.base import Embedder
-from resources.identity.content_hash import canonical_text, query_hash
+from resources.identity.content_hash import canonical_text
 from resources.vector_stores.base import SearchHit
 
 _CHUNKS_PER_DOCUMENT = 10
@@ -88,35 +84,3 @@ def embedders_of_rows(collection: str, resources: CollectionResources) -> Sequen
             f"yet. Materialize '{collection}/vector_index' first."
         )
     return asked
-
-
-def fuse_rankings(rankings: Sequence[Sequence[str]]) -> list[str]:
-    """Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, with their k = 60)."""
-    if len(rankings) == 1:
-        return list(rankings[0])
-    scores: dict[str, float] = defaultdict(float)
-    for ranking in rankings:
-        for rank, name in enumerate(ranking, start=1):
-            scores[name] += 1 / (60 + rank)
-    return sorted(scores, key=lambda name: -scores[name])
-
-
-def query_vectors(cache: EmbeddingCache, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """Embeds queries, through the cache: a check that repeats its queries loads no model.
-
-    Returns:
-        Shape (n, dimension), float32.
-    """
-    space = embedder.space
-    canonical = [canonical_text(text) for text in texts]
-    distinct = list(dict.fromkeys(canonical))
-    hashes = pa.array([query_hash(text) for text in distinct], CONTENT_HASH_TYPE)
-    answer = cache.get(space, hashes)
-    vectors = answer.vectors.copy()
-    missing = np.flatnonzero(~answer.found)
-    if len(missing):
-        batch = embedder.embed([distinct[row] for row in missing], role="query")
-        vectors[missing] = batch.vectors
-        cache.put(space, hashes.take(pa.array(missing)), batch.vectors)
-    row_of = {text: row for row, text in enumerate(distinct)}
-    return vectors[[row_of[text] for text in canonical]]

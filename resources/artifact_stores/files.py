@@ -1,62 +1,20 @@
-"""Where assets leave their Parquet files for each other."""
+"""Artifacts in a local folder, or on any fsspec storage."""
 
 import shutil
 import tempfile
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
+from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
 from resources.leftovers import owner, remove_leftovers
-
-
-class ArtifactNotFoundError(FileNotFoundError):
-    """An asset asked for a file that the asset before it has not written."""
-
-    def __init__(self, key: str, location: str) -> None:
-        super().__init__(
-            f"Artifact '{key}' was not found at {location}. "
-            f"Materialize the asset that writes it ('{'/'.join(key.split('/')[:2])}') "
-            "for this partition first."
-        )
-
-
-class ArtifactStore(dg.ConfigurableResource, ABC):
-    """Whole files by key (`collection/asset/partition/name.parquet`), replaced in one step."""
-
-    @abstractmethod
-    def exists(self, key: str) -> bool: ...
-
-    @abstractmethod
-    def reading(self, key: str) -> Any:
-        """A context manager that yields a local `Path` with the artifact's bytes.
-
-        Raises:
-            ArtifactNotFoundError: nothing was written under this key.
-        """
-
-    @abstractmethod
-    def writing(self, key: str) -> Any:
-        """A context manager that yields a local `Path` to write to.
-
-        The artifact appears, or is replaced, when the block ends; if it raises, nothing changes.
-        """
-
-    @abstractmethod
-    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
-        """The keys in a folder (`prefix` ends with "/") and below it, sorted."""
-
-    @abstractmethod
-    def remove(self, key: str) -> None:
-        """Removes an artifact; one that is not there is no error."""
 
 
 class FileArtifactStore(ArtifactStore):
@@ -128,32 +86,3 @@ class FileArtifactStore(ArtifactStore):
 
     def _location(self, key: str) -> str:
         return f"{self._filesystem_and_root[1].rstrip('/')}/{key}"
-
-
-class OverlayArtifactStore(ArtifactStore):
-    """Shows what `below` holds, and keeps in `above` what is written: a run that leaves no trace.
-
-    What is removed is hidden until this object is gone.
-    """
-
-    below: ArtifactStore
-    above: ArtifactStore
-    _hidden: set[str] = PrivateAttr(default_factory=set)
-
-    def exists(self, key: str) -> bool:
-        return self.above.exists(key) or (key not in self._hidden and self.below.exists(key))
-
-    def reading(self, key: str) -> Any:
-        hidden_or_replaced = key in self._hidden or self.above.exists(key)
-        return (self.above if hidden_or_replaced else self.below).reading(key)
-
-    def writing(self, key: str) -> Any:
-        return self.above.writing(key)
-
-    def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
-        below = {*self.below.list_keys(prefix, suffix)} - self._hidden
-        return sorted(below | {*self.above.list_keys(prefix, suffix)})
-
-    def remove(self, key: str) -> None:
-        self.above.remove(key)
-        self._hidden.add(key)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from resources.caches.base import valid_vectors
+from resources.caches.vectors import valid_vectors
 from resources.identity.embedding_space import EmbeddingSpace
 
 Storage = Literal["float32", "float16"]

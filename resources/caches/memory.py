@@ -17,9 +17,8 @@ from resources.caches.base import (
     Lookups,
     Removed,
     SpaceStatistics,
-    hash_array,
-    hash_bytes,
 )
+from resources.caches.vectors import hash_array, hash_bytes
 from resources.identity.embedding_space import EmbeddingSpace
 
 _BYTES_BESIDES_VECTOR = 250

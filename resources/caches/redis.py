@@ -1,15 +1,12 @@
 """The embedding cache in Redis: one for several machines, and never a reason for a run to fail."""
 
-import os
 import re
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -18,29 +15,25 @@ from pydantic import Field, PrivateAttr
 
 from resources.caches.base import (
     CachedVectors,
-    CacheUnavailableError,
     EmbeddingCache,
     Limits,
     Lookups,
     Removed,
     SpaceStatistics,
-    check_shape,
-    hash_array,
-    hash_bytes,
     no_vectors,
 )
 from resources.caches.entry import HEADER, Storage, decode_entries, encode_entries, entry_type
+from resources.caches.vectors import check_shape, hash_array, hash_bytes
 from resources.identity.content_hash import HASH_BYTES
 from resources.identity.embedding_space import EmbeddingSpace
-from resources.limits.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
     import redis
+from resources.caches.redis_server import RedisServer, without_credentials
 
 # Commands are short, so that other clients are served in between and a time limit means something.
 _BYTES_PER_COMMAND = 1 << 20
 _KEYS_PER_COMMAND = 4_096
-_SECONDS_BETWEEN_WARNINGS = 600.0
 
 # 0 where there is nothing, and where there is something else than a string.
 _STORED_BYTES = """
@@ -63,8 +56,6 @@ for i, key in ipairs(KEYS) do
 end
 return {headers, sizes}
 """
-
-_Result = TypeVar("_Result")
 
 
 class RedisEmbeddingCache(EmbeddingCache):
@@ -97,14 +88,14 @@ class RedisEmbeddingCache(EmbeddingCache):
     timeout: float = Field(
         default=0.3, gt=0, description="Seconds to wait for the server in one command."
     )
-    _server: "_Server" = PrivateAttr()
+    _server: "RedisServer" = PrivateAttr()
 
     def __init__(self, **fields: Any) -> None:
         url = fields.get("url")
         if isinstance(url, str) and not isinstance(url, dg.EnvVar):
-            fields["url"] = _without_credentials(url)
+            fields["url"] = without_credentials(url)
         super().__init__(**fields)
-        self._server = _Server(self.url, self.timeout)
+        self._server = RedisServer(self.url, self.timeout)
 
     # --- look-up and storing: never fail
 
@@ -363,146 +354,6 @@ class RedisEmbeddingCache(EmbeddingCache):
 _STORAGES: tuple[Storage, ...] = ("float32", "float16")
 
 
-class _Server:
-    """One server behind two breakers: for everything, and for writing (a full one can be read)."""
-
-    def __init__(self, url: str, timeout: float) -> None:
-        self._url = url
-        self._timeout = timeout
-        self._lock = threading.Lock()
-        self._client: redis.Redis | None = None
-        self._reachable = CircuitBreaker()
-        self._writable = CircuitBreaker()
-        self._counts: Counter[str] = Counter()
-        self._warned: dict[str, float] = {}
-
-    def ask(self, action: "Callable[[redis.Redis], _Result]") -> _Result | None:
-        """The server's answer; None if there is none, which is counted and warned of."""
-        if not self._reachable.allows():
-            return None
-        try:
-            answer = action(self._connected())
-        except ImportError:
-            raise
-        except Exception as error:  # also what a parser raises at bytes that are not Redis's
-            self._reachable.failed()
-            self.count("commands_failed", 1)
-            self.warn(
-                "unreachable",
-                f"The embedding cache {self._url} does not answer ({self._reason(error)}). The run "
-                "goes on without it: its look-ups are misses, and new vectors are not shared. "
-                "It is asked again at intervals of 1 to 30 s.",
-            )
-            self._disconnect()
-            return None
-        if self._reachable.succeeded():
-            dg.get_dagster_logger().info(f"The embedding cache {self._url} answers again.")
-        return answer
-
-    def must(self, action: "Callable[[redis.Redis], _Result]") -> _Result:
-        """The server's answer.
-
-        Raises:
-            CacheUnavailableError: there is none.
-        """
-        try:
-            return action(self._connected())
-        except ImportError:
-            raise
-        except Exception as error:
-            self._disconnect()
-            raise CacheUnavailableError(
-                f"The embedding cache {self._url} does not answer: {self._reason(error)}"
-            ) from None  # the cause may show what was sent
-
-    def command(self, *words: Any) -> Any:
-        """The server's answer to one command.
-
-        Raises:
-            CacheUnavailableError: there is none.
-        """
-        return cast(Any, self.must(lambda server: server.execute_command(*words)))
-
-    def write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
-        """The answer to each command, an exception where it was refused; None if there is none."""
-        if not self._writable.allows():
-            return None
-        replies = self.ask(lambda server: _piped(server, commands))
-        if replies is None:
-            return None
-        refusals = [reply for reply in replies if isinstance(reply, Exception)]
-        if refusals:
-            self.count("commands_failed", len(refusals))
-            self.warn(
-                "refused",
-                f"The embedding cache {self._url} refuses to store ({self._reason(refusals[0])}). "
-                "The run goes on; what is not stored is embedded again when it is needed again.",
-            )
-        if isinstance(replies[-1], Exception):
-            self._writable.failed()
-        else:
-            self._writable.succeeded()
-        return replies
-
-    def count(self, what: str, number: int) -> None:
-        with self._lock:
-            self._counts[what] += number
-
-    def counts(self) -> dict[str, int]:
-        names = ("lookups_unanswered", "vectors_not_stored", "commands_failed")
-        with self._lock:
-            return {name: self._counts[name] for name in names}
-
-    def warn(self, kind: str, message: str) -> None:
-        """Logs a warning, unless one of the kind was logged a short time ago."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._warned.get(kind, -_SECONDS_BETWEEN_WARNINGS) < _SECONDS_BETWEEN_WARNINGS:
-                return
-            self._warned[kind] = now
-        dg.get_dagster_logger().warning(message)
-
-    def _reason(self, error: Exception) -> str:
-        reason = f"{type(error).__name__}: {error}"
-        for secret in filter(None, _credentials(self._url)):
-            reason = reason.replace(secret, "***")
-        return reason
-
-    def _connected(self) -> "redis.Redis":
-        with self._lock:
-            if self._client is None:
-                self._client = _client(self._url, self._timeout)
-            return self._client
-
-    def _disconnect(self) -> None:
-        with self._lock:
-            if self._client is not None:
-                self._client.connection_pool.disconnect(inuse_connections=False)
-
-
-def _client(url: str, timeout: float) -> "redis.Redis":
-    try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError as error:
-        raise ImportError(
-            "A Redis cache needs the package 'redis': pip install 'embedding-assets[redis]'"
-        ) from error
-    username, password = _credentials(url)
-    return redis.Redis.from_url(
-        url,
-        username=username,
-        password=password,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # By default a command to a stalled server is repeated for up to a minute.
-        retry=Retry(NoBackoff(), 0),
-        # With the newer protocol's maintenance messages on, stale connections are not noticed.
-        protocol=2,
-    )
-
-
 def _values(keys: list[bytes]) -> "Callable[[redis.Redis], list[bytes | None]]":
     def action(server: "redis.Redis") -> list[bytes | None]:
         values = server.mget(keys)
@@ -521,59 +372,6 @@ def _sizes(keys: list[bytes]) -> "Callable[[redis.Redis], list[int]]":
         return [int(size) for size in sizes]
 
     return action
-
-
-def _piped(server: "redis.Redis", commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    with server.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command)
-        return pipeline.execute(raise_on_error=False)
-
-
-# --- URLs
-
-_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-_known_credentials: dict[str, tuple[str | None, str | None]] = {}
-"""Credentials by URL: in no resource, because Dagster shows and records those."""
-
-
-def _credentials(url: str) -> tuple[str | None, str | None]:
-    username = os.environ.get("EMBEDDING_CACHE_USERNAME") or None
-    password = os.environ.get("EMBEDDING_CACHE_PASSWORD") or None
-    return _known_credentials.get(url, (username, password))
-
-
-def _without_credentials(url: str) -> str:
-    """Takes user and password out of a URL and remembers them.
-
-    Raises:
-        ValueError: it is no URL of a Redis server. The message does not repeat it: where a
-            password was not quoted, any part of it may be the password.
-    """
-    try:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, strict_parsing=True) if parts.query else ())
-        place = parts.netloc.rpartition("@")[2]
-        right = (
-            parts.scheme in ("redis", "rediss", "unix")
-            and not parts.fragment
-            and options.keys() <= _OPTIONS
-            and (parts.port is None or place)
-            and (parts.scheme == "unix" or bool(re.fullmatch(r"/?\d*", parts.path)))
-        )
-        shown = urlunsplit(parts._replace(netloc=place))
-    except ValueError:
-        right, parts, shown = False, urlsplit(""), ""
-    if not right:
-        raise ValueError(
-            "The URL of the embedding cache must look like redis://user:password@host:6379/0, "
-            "rediss://… (TLS) or unix:///path/to/socket, with special characters of user and "
-            f"password quoted (# as %23, / as %2F, ? as %3F); options: {', '.join(_OPTIONS)}."
-        )
-    if parts.username or parts.password:
-        username, password = unquote(parts.username or ""), unquote(parts.password or "")
-        _known_credentials[shown] = (username or None, password or None)
-    return shown
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

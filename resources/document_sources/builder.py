@@ -1,24 +1,24 @@
-"""What a record becomes: a document, or a refusal that says why it is not one."""
+"""Raw records become documents or refusals."""
 
 import base64
 import unicodedata
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 
-import dagster as dg
 import orjson
 from dateutil.parser import isoparse
-from pydantic import Field
 
+from resources.document_sources.base import (
+    MAX_ID_LENGTH,
+    Document,
+    FieldNames,
+    Refusal,
+    RefusalReason,
+    RefusedRecord,
+    bounded,
+)
 from resources.identity.content_hash import canonical_text
-
-MAX_ID_LENGTH = 1024
-"""Longest document id, in characters."""
-MAX_DETAIL_LENGTH = 200
-"""Longest detail of a refusal, in characters."""
 
 # The timestamp is a number: seconds up to the first bound (the year 5138), then ms, µs, ns.
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -28,129 +28,6 @@ _EPOCH_UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
 # Unicode's stream-safe format (UAX 15) allows 30; no script comes near this bound.
 _MAX_COMBINING_MARKS = 128
 _MARKS_OF_CLASS_ZERO = "\u0f73\u0f75\u0f81"  # by themselves no marks, but they decompose into two
-
-
-class RefusalReason(str, Enum):
-    """Why a record, or a whole file, did not become a document."""
-
-    malformed_line = "malformed_line"
-    """The record is not what its format demands: JSON syntax, number of CSV columns."""
-    invalid_utf8 = "invalid_utf8"
-    lone_surrogate = "lone_surrogate"
-    """Half of a UTF-16 surrogate pair: a string that no UTF-8 file can hold."""
-    empty_text = "empty_text"
-    """No text, text that is not a string, or nothing but white space."""
-    unsafe_text = "unsafe_text"
-    """More combining marks in a row than any script uses; normalising them would take hours."""
-    no_id = "no_id"
-    no_timestamp = "no_timestamp"
-    bad_metadata = "bad_metadata"
-    """A field that JSON cannot express: nested too deep, an integer beyond 64 bits."""
-    too_large = "too_large"
-    broken_file = "broken_file"
-    """The file cannot be read (any further): more of its records may exist than were seen."""
-    unknown_format = "unknown_format"
-    """The file's ending does not tell its format."""
-    duplicate_id = "duplicate_id"
-    outside_partitions = "outside_partitions"
-    outside_file_period = "outside_file_period"
-    """Its time is not the one that the file's name tells: runs of its partition do not read it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document, in canonical form.
-
-    Attributes:
-        id: unique within the collection; canonical, at most `MAX_ID_LENGTH` characters.
-        title: canonical; "" if there is none.
-        text: canonical, never empty.
-        timestamp: aware, in UTC; None only if the source declares no timestamp field.
-        metadata: every other field of the record, as JSON with sorted keys; "{}" if none.
-        file: path of the file, relative to the root of its source, "/" between folders.
-        line: where the record begins: line (from 1) in text formats, row (from 1) in Parquet.
-    """
-
-    id: str
-    title: str
-    text: str
-    timestamp: datetime | None
-    metadata: str
-    file: str
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A record, or the unread rest of a file, that did not become a document.
-
-    Attributes:
-        reason: code to count and to filter by.
-        document_id: the record's id where it could be read.
-        file: as in `Document`.
-        line: as in `Document`; None if the refusal concerns a whole file.
-        detail: for a person; at most `MAX_DETAIL_LENGTH` characters, always valid UTF-8.
-    """
-
-    reason: RefusalReason
-    document_id: str | None
-    file: str
-    line: int | None
-    detail: str
-
-
-class FieldNames(dg.Config):
-    """How a source's records name the parts of a document. All other fields become metadata."""
-
-    id: str = Field(
-        default="id",
-        description=(
-            "Field with the document's id: a non-empty string of at most 1024 characters or an "
-            "integer, unique in the collection. Not used for text and Markdown files, whose id is "
-            "their path."
-        ),
-    )
-    title: str = Field(
-        default="title",
-        description=(
-            "Field with the title; it may be missing. In Markdown a key of the front matter, "
-            "before the first heading and the file's name."
-        ),
-    )
-    text: str = Field(
-        default="text", description="Field with the text. Not used for text and Markdown files."
-    )
-    timestamp: str | None = Field(
-        default=None,
-        description=(
-            "Field with the document's time, by which it is partitioned: ISO 8601 (without an "
-            "offset it is taken as UTC), a date or timestamp type, or a number of seconds, "
-            "milliseconds, microseconds or nanoseconds since 1970. In Markdown a key of the front "
-            "matter; for text and Markdown 'modified' is the file's modification time. "
-            "Empty: documents carry no time."
-        ),
-    )
-
-
-class RefusedRecord(Exception):
-    """Raised inside a reader; becomes a `Refusal` with the position known there."""
-
-    def __init__(self, reason: RefusalReason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
-def bounded(text: str, length: int = MAX_DETAIL_LENGTH) -> str:
-    """A printable excerpt of at most `length` characters that UTF-8 can encode."""
-    # Cut first: the text may have megabytes.
-    text = text[: length + 1].encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def excerpt(data: bytes) -> str:
-    """The first 80 bytes of a line, for a refusal's detail."""
-    return data[:80].decode("utf-8", "backslashreplace")
 
 
 class DocumentBuilder:

@@ -1,57 +1,24 @@
-"""The document source as a Dagster resource."""
+"""Documents in files, on any storage."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, cast
 
-import dagster as dg
 import fsspec
 from fsspec.core import url_to_fs
 from pydantic import Field
 
-from resources.document_sources.builder import (
+from resources.document_sources.base import (
     Document,
-    DocumentBuilder,
+    DocumentSource,
     FieldNames,
+    Period,
     Refusal,
     RefusalReason,
+    SourceFile,
 )
+from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.registry import FileFormat, format_of, read_file
-from resources.document_sources.listing import Period, SourceFile, find_files, period_of
-
-
-class DocumentSource(dg.ConfigurableResource, ABC):
-    """Streams a collection's documents from wherever they are kept."""
-
-    @abstractmethod
-    def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
-        """Streams every record as a document or a refusal, always in the same order.
-
-        Args:
-            periods: half-open spans of UTC time. A hint that saves reading: a source that knows
-                from names alone that a file holds other times leaves it out; documents of other
-                times may still come. None: everything.
-
-        Raises:
-            FileNotFoundError: the source is not there, or wholly empty. Raised by the call
-                itself, before the first document is asked for.
-        """
-
-    @abstractmethod
-    def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
-        """Lists what `read` would read, sorted by path, without opening any of it.
-
-        Raises:
-            FileNotFoundError: as in `read`.
-        """
-
-    @abstractmethod
-    def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
-        """Streams the records of one file that `files` listed, as `read` would."""
-
-    @abstractmethod
-    def period_of(self, file: str) -> Period | None:
-        """The only period whose runs read a file, by its path; None: every run reads it."""
+from resources.document_sources.listing import find_files, period_of
 
 
 class FileDocumentSource(DocumentSource):

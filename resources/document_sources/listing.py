@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -12,6 +11,8 @@ from dateutil.parser import isoparse
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from resources.document_sources.base import CTIME, Period, SourceFile
+
 # strftime placeholders, from the coarsest to the finest, with their glob.
 PLACEHOLDERS = {
     "%Y": "[0-9][0-9][0-9][0-9]",
@@ -19,38 +20,6 @@ PLACEHOLDERS = {
     "%d": "[0-9][0-9]",
     "%H": "[0-9][0-9]",
 }
-_CTIME = "ctime "
-Period = tuple[datetime, datetime]
-"""Half-open: from the first instant up to, and without, the second. Naive ones are UTC."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file as the storage lists it; nothing of it has been read.
-
-    Attributes:
-        path: relative to the source's root, "/" between folders, always valid UTF-8.
-        location: what the file system opens.
-        size: bytes, as stored; None if the storage does not say.
-        modified: aware; None if the storage does not say.
-        etag: the storage's own mark that differs after every write, if it has one. Of a local file
-            its ctime, which nobody can set: archivers and rsync restore the mtime.
-        problem: why it cannot be read although it is there, such as a named pipe.
-    """
-
-    path: str
-    location: str
-    size: int | None
-    modified: datetime | None
-    etag: str | None
-    problem: str | None = None
-
-    @property
-    def status_changed(self) -> datetime | None:
-        """The ctime of a local file; None elsewhere."""
-        if self.etag is None or not self.etag.startswith(_CTIME):
-            return None
-        return datetime.fromtimestamp(float(self.etag.removeprefix(_CTIME)), timezone.utc)
 
 
 class UnlistableFolderError(RuntimeError):
@@ -277,7 +246,7 @@ def _source_file(
         info = {**info, "mtime": target.st_mtime, "created": target.st_ctime}
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     if etag is None and "ino" in info:
-        etag = f"{_CTIME}{info['created']}"
+        etag = f"{CTIME}{info['created']}"
     return SourceFile(
         path=name.encode("utf-8", "backslashreplace").decode(),
         location=location,

@@ -15,7 +15,7 @@ import pytest
 
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
-from embedding_assets.documents import asset as documents
+from embedding_assets.documents import ingest as documents
 from resources.notifier import LogNotifier, WebhookNotifier
 from tests.support.fakes import POISON, CountingEmbedder
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.artifacts import scratch
-from embedding_assets.documents import asset as documents
+from embedding_assets.documents import spool
 from tests.support.pipeline import Pipeline, checks, numbers, write_jsonl
 
 
@@ -13,7 +13,7 @@ def test_long_documents_of_several_times_the_memory_limit_are_ingested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch, "MEMORY_LIMIT", "24MB")
-    monkeypatch.setattr(documents, "_CHARACTERS_PER_BATCH", 500_000)
+    monkeypatch.setattr(spool, "_CHARACTERS_PER_BATCH", 500_000)
     size, count = 500_000, 120
     records = [{"id": f"d{i:03}", "text": f"{i:03} ".ljust(size, "x")} for i in range(count)]
     source = write_jsonl(tmp_path / "source.jsonl", records)

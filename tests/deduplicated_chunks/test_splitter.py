@@ -13,13 +13,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from embedding_assets.deduplicated_chunks.splitter import (
-    Chunk,
-    DocumentTokenizer,
-    Offsets,
-    find_headings,
-    split,
-)
+from embedding_assets.deduplicated_chunks.boundaries import Offsets, find_headings
+from embedding_assets.deduplicated_chunks.splitter import Chunk, split
+from embedding_assets.deduplicated_chunks.token_offsets import DocumentTokenizer
 from resources.identity.content_hash import canonical_text
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -501,11 +497,11 @@ def test_a_special_token_that_takes_the_space_before_it_is_no_part_of_the_word_b
 
 
 def test_forgetting_words_changes_no_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedding_assets.deduplicated_chunks import splitter as chunking
+    from embedding_assets.deduplicated_chunks import token_offsets
 
-    monkeypatch.setattr(chunking, "_REMEMBERED_TOKENS", 50)
-    monkeypatch.setattr(chunking, "_GROUP_CHARACTERS", 1000)
-    monkeypatch.setattr(chunking, "_PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(token_offsets, "_REMEMBERED_TOKENS", 50)
+    monkeypatch.setattr(token_offsets, "_GROUP_CHARACTERS", 1000)
+    monkeypatch.setattr(token_offsets, "_PIECE_CHARACTERS", 500)
     raw = minilm()
     texts = ["\n".join(prose(100)), *prose(100)]
     for text, offsets in zip(texts, DocumentTokenizer(raw).offsets(texts), strict=True):
@@ -547,9 +543,9 @@ def test_other_kinds_of_tokenizers_keep_all_promises(raw: Tokenizer, independent
 def test_long_documents_of_byte_level_tokenizers_are_tokenised_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from embedding_assets.deduplicated_chunks import splitter as chunking
+    from embedding_assets.deduplicated_chunks import token_offsets
 
-    monkeypatch.setattr(chunking, "_PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(token_offsets, "_PIECE_CHARACTERS", 1000)
     raw = byte_level()
     text = "\n\n".join(prose(100))
     [offsets] = DocumentTokenizer(raw).offsets([text])

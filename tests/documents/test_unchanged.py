@@ -11,7 +11,7 @@ import pytest
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.documents import unchanged as source_files
-from embedding_assets.documents.asset import ingest
+from embedding_assets.documents.ingest import ingest
 from embedding_assets.documents.source_state import SourceState
 from embedding_assets.documents.unchanged import marks
 from resources.document_sources import FileDocumentSource, SourceFile

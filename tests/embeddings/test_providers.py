@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.embeddings.canaries import CANARIES, SpaceDriftError
-from embedding_assets.retrieval.search import embedders_of_rows, fuse_rankings, search
+from embedding_assets.retrieval.fusion import fuse_rankings
+from embedding_assets.retrieval.search import embedders_of_rows, search
 from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError, Role
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import CountingEmbedder, fake_vector

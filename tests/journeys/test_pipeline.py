@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.settings import ChunkingSettings
-from embedding_assets.deduplicated_chunks.asset import Splitter
+from embedding_assets.deduplicated_chunks.chunks import Splitter
 from embedding_assets.runs.history import latest_materializations
-from embedding_assets.vector_index.asset import IndexUpdate
-from resources.caches.base import CONTENT_HASH_TYPE
+from embedding_assets.vector_index.update import IndexUpdate
+from resources.caches.vectors import CONTENT_HASH_TYPE
 from resources.embedders.base import EmbeddingBatch, EmbeddingError, Role
 from resources.identity.content_hash import content_hash
 from resources.identity.embedding_space import EmbeddingSpace
@@ -1002,7 +1002,7 @@ def test_partitions_of_a_run_over_very_many_keep_their_essential_numbers(
 def test_a_store_that_fails_in_a_late_partition_keeps_earlier_ones_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedding_assets.runs.range_run._PARTITIONS_TOGETHER", 1)
+    monkeypatch.setattr("embedding_assets.runs.grouping._PARTITIONS_TOGETHER", 1)
 
     class FailsAt2024(LanceDBVectorStore):
         def replace(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.documents.checks import evaluate_collection
+from embedding_assets.retrieval.evaluation import evaluate_collection
 from resources.embedders.local import LocalEmbedder
 from tests.support.pipeline import SHARED_DATA, Pipeline, checks, numbers
 

@@ -55,7 +55,7 @@ def _run(project: Path, command: str, *, fails: bool = False) -> str:
 
 
 def test_the_demo_indexes_the_sample_and_a_second_demo_embeds_nothing(project: Path) -> None:
-    first = _run(project, "python -m embedding_assets.demo")
+    first = _run(project, "python -m embedding_assets.cli.demo")
     assert "120 (120 added, 0 changed, 0 unchanged, 0 deleted, 0 quarantined)" in first
     assert "0 hits" in first
     assert "0 errors" in first
@@ -63,7 +63,7 @@ def test_the_demo_indexes_the_sample_and_a_second_demo_embeds_nothing(project: P
         assert re.search(rf"✓ \w+: {check}", first)
     assert "✗" not in first
     assert "pep-" in first
-    second = _run(project, "python -m embedding_assets.demo")
+    second = _run(project, "python -m embedding_assets.cli.demo")
     assert "nothing: every chunk was in the cache" in second
     assert "(0 written, 0 removed)" in second
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.retrieval.evaluation import (
-    documents_from_chunks,
     evaluate,
     load_qrels,
     load_queries,
     ndcg_at_k,
     recall_at_k,
 )
+from embedding_assets.retrieval.fusion import documents_from_chunks
 
 XQUAD = Path(__file__).resolve().parents[3] / "shared" / "data" / "xquad-en"
 

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from embedding_assets.runs.range_run import Progress
+from embedding_assets.runs.progress import Progress
 from tests.support.pipeline import Pipeline, write_jsonl
 
 
@@ -26,7 +26,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     stand_in = SimpleNamespace(monotonic=clock.monotonic)
-    monkeypatch.setattr("embedding_assets.runs.range_run.time", stand_in)
+    monkeypatch.setattr("embedding_assets.runs.progress.time", stand_in)
     return clock
 
 

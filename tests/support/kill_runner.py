@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from embedding_assets.runs import range_run
+from embedding_assets.runs import grouping, range_run
 from resources.artifact_stores.files import FileArtifactStore
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.vector_stores.lancedb import LanceDBVectorStore
@@ -150,7 +150,7 @@ def _run(orders: Orders) -> None:
     kill_at(orders.point, lambda: os.kill(os.getpid(), orders.signal))
     if not orders.small:
         # As if each partition were large and took long.
-        range_run._PARTITIONS_TOGETHER = 1
+        grouping._PARTITIONS_TOGETHER = 1
         range_run._RECORD_AT_ONCE_AFTER_SECONDS = 0.0
     with dagster_instance(orders.folder) as instance:
         result = pipeline(orders.folder, orders.source).run(

@@ -15,7 +15,8 @@ from resources.limits.base import VARIABLE, Limits
 _PROCESS = """
 import os, random, socket, sys, time
 from pathlib import Path
-from resources.rate_limiter import Limits, rate_limiter
+from resources.limits.base import Limits
+from resources.limits.from_environment import rate_limiter
 port, folder, requests, tokens, window, seconds = sys.argv[1:]
 limits = Limits(int(requests) or None, int(tokens) or None)
 limiter = rate_limiter(Path(folder).name, Path(folder), limits, window=float(window), lease=10.0)

@@ -11,7 +11,11 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets.artifacts import schemas as files
+from embedding_assets.artifacts.keys import (
+    documents_key,
+    documents_quarantine_key,
+    embeddings_quarantine_key,
+)
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.artifact_stores.files import FileArtifactStore
@@ -103,18 +107,18 @@ class Pipeline:
         return sorted(rows, key=lambda row: row["chunk_id"])
 
     def documents(self) -> list[dict[str, Any]]:
-        return self._table(files.documents_key)
+        return self._table(documents_key)
 
     def quarantine(self) -> list[dict[str, Any]]:
-        key = files.documents_quarantine_key(self.name, None)
+        key = documents_quarantine_key(self.name, None)
         unplaced = []
         if self.artifacts.exists(key):
             with self.artifacts.reading(key) as path:
                 unplaced = pq.read_table(path).to_pylist()
-        return unplaced + self._table(files.documents_quarantine_key)
+        return unplaced + self._table(documents_quarantine_key)
 
     def embedding_quarantine(self) -> list[dict[str, Any]]:
-        return self._table(files.embeddings_quarantine_key)
+        return self._table(embeddings_quarantine_key)
 
     def _table(self, key: Any) -> list[dict[str, Any]]:
         assert self.partitions is not None

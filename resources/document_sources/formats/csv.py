@@ -4,17 +4,17 @@ import csv
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from resources.document_sources.builder import (
+from resources.document_sources.base import (
     Document,
-    DocumentBuilder,
     Refusal,
     RefusalReason,
     RefusedRecord,
+    SourceFile,
     bounded,
     excerpt,
 )
+from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.lines import RECORD_SLACK_BYTES, check_unique, lines
-from resources.document_sources.listing import SourceFile
 
 
 def read_csv(

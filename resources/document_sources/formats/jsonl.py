@@ -6,16 +6,16 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from resources.document_sources.builder import (
+from resources.document_sources.base import (
     Document,
-    DocumentBuilder,
     Refusal,
     RefusalReason,
+    SourceFile,
     bounded,
     excerpt,
 )
+from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.lines import RECORD_SLACK_BYTES, lines, too_large
-from resources.document_sources.listing import SourceFile
 
 
 def read_jsonl(

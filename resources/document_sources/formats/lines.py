@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from resources.document_sources.builder import Refusal, RefusalReason, bounded, excerpt
+from resources.document_sources.base import Refusal, RefusalReason, bounded, excerpt
 
 RECORD_SLACK_BYTES = 64 * 1024
 """How much longer than the largest document a line of JSONL or a row of CSV may be."""

@@ -6,15 +6,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resources.document_sources.builder import (
-    Document,
-    DocumentBuilder,
-    Refusal,
-    RefusalReason,
-    bounded,
-)
+from resources.document_sources.base import Document, Refusal, RefusalReason, SourceFile, bounded
+from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.lines import check_unique
-from resources.document_sources.listing import SourceFile
 
 _BATCH_BYTES = 32 * 1024 * 1024
 _MAX_BATCH_ROWS = 1_024

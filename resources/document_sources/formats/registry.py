@@ -6,18 +6,13 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
-from resources.document_sources.builder import (
-    Document,
-    DocumentBuilder,
-    Refusal,
-    RefusalReason,
-    bounded,
-)
+from resources.document_sources.base import Document, Refusal, RefusalReason, SourceFile, bounded
+from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.csv import read_csv
 from resources.document_sources.formats.jsonl import read_jsonl
+from resources.document_sources.formats.markdown import read_markdown
 from resources.document_sources.formats.parquet import read_parquet
-from resources.document_sources.formats.text import read_markdown, read_text
-from resources.document_sources.listing import SourceFile
+from resources.document_sources.formats.text import read_text
 
 
 class FileFormat(str, Enum):

@@ -29,16 +29,9 @@ from resources.embedders.openai.protocol import Refusal, Reply, Vectors, read, t
 from resources.embedders.openai.token_estimate import estimating_tokenizer
 from resources.embedders.pricing import Budget, dollars_per_million_tokens, prices_file
 from resources.identity.embedding_space import EmbeddingSpace, canonical_json
-from resources.limits.base import (
-    GivenUpError,
-    Grant,
-    LimitError,
-    Limits,
-    RateLimiter,
-    Usage,
-    rate_limiter,
-)
+from resources.limits.base import GivenUpError, Grant, LimitError, Limits, RateLimiter, Usage
 from resources.limits.concurrency import AdaptiveConcurrency
+from resources.limits.from_environment import rate_limiter
 
 _SHARE_OF_LIMIT = 0.05
 """Most of the tokens per minute that one request takes, so that the budget is used evenly."""

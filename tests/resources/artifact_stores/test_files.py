@@ -11,12 +11,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from resources.artifact_stores.files import (
-    ArtifactNotFoundError,
-    ArtifactStore,
-    FileArtifactStore,
-    OverlayArtifactStore,
-)
+from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
+from resources.artifact_stores.files import FileArtifactStore
+from resources.artifact_stores.overlay import OverlayArtifactStore
 
 KEY = "peps/documents/2020/documents.parquet"
 PROJECT = Path(__file__).parents[3]
@@ -124,7 +121,7 @@ def test_a_reader_keeps_what_it_opened_while_a_writer_replaces_it(store):
 
 KILLED = """
 import os, signal, sys
-from resources.artifact_store import FileArtifactStore
+from resources.artifact_stores.files import FileArtifactStore
 
 with FileArtifactStore(url=sys.argv[1]).writing(sys.argv[2]) as path:
     path.write_bytes(b"half")
@@ -158,7 +155,7 @@ def test_what_a_living_process_or_another_machine_writes_is_left_alone(tmp_path)
 
 WRITE_OFTEN = """
 import sys
-from resources.artifact_store import FileArtifactStore
+from resources.artifact_stores.files import FileArtifactStore
 
 store = FileArtifactStore(url=sys.argv[1])
 for _ in range(200):

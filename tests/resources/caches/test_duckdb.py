@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from resources.caches.base import CONTENT_HASH_TYPE, decode_vectors, encode_vectors
-from resources.caches.duckdb import CacheLockedError, DuckDBEmbeddingCache
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.caches.duckdb_file import CacheLockedError
+from resources.caches.vectors import CONTENT_HASH_TYPE, decode_vectors, encode_vectors
 from resources.identity.content_hash import content_hash
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import fake_vector
@@ -316,7 +317,7 @@ def test_threads_with_resources_of_their_own_lose_and_duplicate_nothing(cache):
 
 PROCESSES = """
 import multiprocessing, sys
-from tests.test_duckdb_cache import SPACE, DuckDBEmbeddingCache, hashes, vectors
+from tests.resources.caches.test_duckdb import SPACE, DuckDBEmbeddingCache, hashes, vectors
 
 def work(number, start, path):
     cache = DuckDBEmbeddingCache(path=path)
@@ -351,7 +352,7 @@ def test_eight_processes_at_once_lose_and_duplicate_nothing(cache, before):
 
 PUT_FOREVER = """
 import itertools, sys
-from tests.test_duckdb_cache import SPACE, DuckDBEmbeddingCache, hashes, vectors
+from tests.resources.caches.test_duckdb import SPACE, DuckDBEmbeddingCache, hashes, vectors
 
 cache = DuckDBEmbeddingCache(path=sys.argv[1])
 for first in itertools.count(0, 50):
@@ -542,7 +543,7 @@ sys.stdin.readline()
 HOLD_AS_WE_DO = """
 import sys
 from pathlib import Path
-from tests.test_duckdb_cache import DuckDBEmbeddingCache
+from tests.resources.caches.test_duckdb import DuckDBEmbeddingCache
 
 def hold(database):
     print("held", flush=True)
@@ -587,7 +588,7 @@ def test_a_directory_in_the_place_of_the_file_is_raised_and_left_alone(cache):
 WITHOUT_PERMISSION = """
 import os, sys
 import duckdb
-from tests.test_duckdb_cache import SPACE, DuckDBEmbeddingCache, hashes, vectors
+from tests.resources.caches.test_duckdb import SPACE, DuckDBEmbeddingCache, hashes, vectors
 
 cache = DuckDBEmbeddingCache(path=sys.argv[1])
 cache.contains(SPACE, hashes())

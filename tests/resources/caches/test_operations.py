@@ -19,17 +19,12 @@ from typer.testing import CliRunner
 from embedding_assets.cli.main import app
 from embedding_assets.component import shared_resources
 from resources.caches import entry as cache_entry
-from resources.caches.base import (
-    CONTENT_HASH_TYPE,
-    CacheUnavailableError,
-    EmbeddingCache,
-    Limits,
-    copy_entries,
-)
+from resources.caches.base import CacheUnavailableError, EmbeddingCache, Limits, copy_entries
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.caches.from_url import cache_from_url
 from resources.caches.memory import MemoryEmbeddingCache
 from resources.caches.redis import RedisEmbeddingCache
+from resources.caches.vectors import CONTENT_HASH_TYPE
 from resources.identity.content_hash import content_hash, query_hash
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import fake_vector
@@ -278,7 +273,7 @@ def test_pruning_gives_room_back_and_leaves_nothing_behind(tmp_path):
 _KILLED_WHILE_PRUNING = """
 import os, sys
 import resources.caches.duckdb as module
-from resources.embedding_cache import Limits
+from resources.caches.base import Limits
 attach = module._attach
 def attach_and_die(database, path, name, dimension):
     attach(database, path, name, dimension)
@@ -306,7 +301,7 @@ def test_what_a_killed_prune_leaves_is_removed_by_whoever_comes_next(tmp_path):
 @pytest.mark.parametrize(("source", "target"), [("duckdb", "redis"), ("redis", "duckdb")])
 def test_a_copy_holds_every_vector_of_every_space(new_cache, monkeypatch, source, target):
     monkeypatch.setattr("resources.caches.duckdb._HASHES_PER_SLICE", 100)
-    monkeypatch.setattr("resources.caches.duckdb._ROWS_PER_BATCH", 64)
+    monkeypatch.setattr("resources.caches.duckdb_tables.ROWS_PER_BATCH", 64)
     origin, copied = new_cache(source, "from"), new_cache(target, "to")
     put(origin, range(1000))
     put(origin, range(50), OTHER)

@@ -20,11 +20,12 @@ import pytest
 import redis
 
 from embedding_assets.embeddings.canaries import CANARIES
-from resources.caches import redis as redis_cache
-from resources.caches.base import CONTENT_HASH_TYPE, CacheUnavailableError, hash_bytes
+from resources.caches import redis_server
+from resources.caches.base import CacheUnavailableError
 from resources.caches.entry import encode_entries
 from resources.caches.from_url import cache_from_url
 from resources.caches.redis import RedisEmbeddingCache
+from resources.caches.vectors import CONTENT_HASH_TYPE, hash_bytes
 from resources.identity.content_hash import content_hash
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.limits.circuit_breaker import CircuitBreaker
@@ -84,7 +85,7 @@ def logged() -> Iterator[list[str]]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The circuit breakers' time stands still, and is moved by hand."""
     now = [1000.0]
-    monkeypatch.setattr(redis_cache, "CircuitBreaker", lambda: CircuitBreaker(lambda: now[0]))
+    monkeypatch.setattr(redis_server, "CircuitBreaker", lambda: CircuitBreaker(lambda: now[0]))
     return now
 
 
@@ -515,7 +516,7 @@ def test_credentials_from_url_or_environment_are_used_and_never_shown(
             lambda: RedisEmbeddingCache(url=server.url, timeout=PATIENT),
         ]
         for number, make in enumerate(caches):
-            redis_cache._known_credentials.clear()
+            redis_server._known_credentials.clear()
             if number == 2:
                 monkeypatch.setenv("EMBEDDING_CACHE_PASSWORD", "planted-4711")
             server.client().flushall()

@@ -1034,7 +1034,7 @@ def test_reading_every_format_does_not_import_pandas(tmp_path: Path):
     write(tmp_path / "c.jsonl", b'{"id": "c", "text": "x", "t": 0}')
     script = (
         "import sys\n"
-        "from resources.document_source import Document, FieldNames, FileDocumentSource\n"
+        "from resources.document_sources import Document, FieldNames, FileDocumentSource\n"
         "source = FileDocumentSource(path=sys.argv[1], fields=FieldNames(timestamp='t'))\n"
         "assert all(isinstance(item, Document) for item in source.read())\n"
         "assert not {'pandas', 'torch', 'lancedb', 'openvino'} & set(sys.modules)\n"

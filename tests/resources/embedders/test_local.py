@@ -553,7 +553,7 @@ def test_two_processes_compile_once(tmp_path):
     folder = save_model(tmp_path / "model")
     program = """
 import json, sys
-from resources.local_model import openvino_model
+from resources.embedders.local_model import openvino_model
 from resources.embedders.local import LocalEmbedder
 compiled = []
 run = openvino_model._run_compiler

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 import redis
 
-from resources.limits.base import (
-    VARIABLE,
-    LimitError,
-    Limits,
-    LocalRateLimiter,
-    RateLimiter,
-    RedisRateLimiter,
-    Told,
-    _State,
-    rate_limiter,
-)
+from resources.limits.base import VARIABLE, LimitError, Limits, RateLimiter, Told
+from resources.limits.from_environment import rate_limiter
+from resources.limits.local import LocalRateLimiter, _State
+from resources.limits.redis import RedisRateLimiter
 from tests.support.limiter_load import most_in_a_window, run_processes, used_of
 from tests.support.redis_server import RedisServer, running_redis
 

@@ -826,8 +826,8 @@ def test_a_run_leaves_the_key_nowhere(
 _KILLED_RUN = """
 import sys
 from pathlib import Path
-from tests.openai_server import OpenAIServer
-from tests.test_openai_embedder import pipeline
+from tests.support.openai_server import OpenAIServer
+from tests.resources.embedders.openai.test_embedder import pipeline
 
 class Elsewhere:
     url = sys.argv[1]

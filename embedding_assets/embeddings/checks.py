@@ -1,0 +1,124 @@
+"""The checks of `embeddings`: throughput, hit rate, error rate, drift of the model."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from embedding_assets.collection.collection import Collection
+from embedding_assets.embeddings.canaries import MIN_COSINE, Canaries, SpaceDriftError
+from embedding_assets.runs.check_results import EXAMPLES
+from embedding_assets.runs.trends import trend
+
+if TYPE_CHECKING:
+    from embedding_assets.embeddings.numbers import EmbeddingNumbers
+
+
+class EmbeddingChecks:
+    """Throughput, cache hit rate, error rate of a run: against thresholds and the last runs."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._asset = collection.asset_key("embeddings")
+        self._thresholds = collection.settings.checks
+        self.specs = [
+            dg.AssetCheckSpec(name, asset=self._asset, description=description)
+            for name, description in (
+                ("throughput", "Chunks and tokens embedded a second."),
+                ("cache_hit_rate", "Share of the distinct chunks that the cache held."),
+                ("error_rate", "Share of the texts to embed that were refused."),
+                ("space_drift", "Fixed texts still get the vectors that they got at first."),
+            )
+        ]
+
+    def drifted(self, drift: SpaceDriftError) -> dg.AssetCheckEvaluation:
+        """What is recorded when the run ends because the model is no longer the one it was."""
+        return dg.AssetCheckEvaluation(
+            asset_key=self._asset,
+            check_name="space_drift",
+            passed=False,
+            metadata={"least_cosine": dg.MetadataValue.float(drift.cosine)},
+        )
+
+    def results(
+        self,
+        numbers: "EmbeddingNumbers",
+        used: Mapping[str, float],
+        canaries: Canaries,
+        instance: dg.DagsterInstance,
+    ) -> list[dg.AssetCheckResult]:
+        """The checks of a run.
+
+        Args:
+            numbers: of all its partitions.
+            used: what embedder and cache tell of their servers.
+            canaries: those of this run.
+            instance: has the results of the runs before.
+        """
+        limits = self._thresholds
+
+        def result(
+            name: str, passed: bool, allowed: float, metadata: dict[str, Any]
+        ) -> dg.AssetCheckResult:
+            against_last_runs = trend(
+                instance, dg.AssetCheckKey(self._asset, name), metadata, allowed=allowed
+            )
+            fails = name == "error_rate" and not passed
+            return dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name=name,
+                passed=passed and not against_last_runs.worse,
+                severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
+                metadata={**metadata, **against_last_runs.metadata()},
+            )
+
+        return [
+            dg.AssetCheckResult(
+                asset_key=self._asset,
+                check_name="space_drift",
+                passed=True,  # a drift ends the run, see `drifted`
+                metadata={
+                    "least_cosine": ", ".join(
+                        f"{space}: {'first vectors' if cosine is None else f'{cosine:.6f}'}"
+                        for space, cosine in canaries.cosines.items()
+                    )
+                    or "nothing was embedded",
+                    "min_cosine": MIN_COSINE,
+                },
+            ),
+            result(
+                "throughput",
+                not numbers.embedded or numbers.chunks_per_second >= limits.min_chunks_per_second,
+                limits.max_throughput_drop,
+                {
+                    "chunks_per_second": numbers.chunks_per_second,
+                    "tokens_per_second": numbers.tokens_per_second,
+                    "embedded": numbers.embedded,
+                    "min_chunks_per_second": limits.min_chunks_per_second,
+                    **used,
+                },
+            ),
+            result(
+                "cache_hit_rate",
+                numbers.cache_hit_rate >= limits.min_cache_hit_rate,
+                limits.max_cache_hit_rate_drop,
+                {
+                    "cache_hit_rate": numbers.cache_hit_rate,
+                    "cache_hits": numbers.cache_hits,
+                    "cache_misses": numbers.cache_misses,
+                    "cache_entries_rejected": numbers.cache_entries_rejected,
+                    "min_cache_hit_rate": limits.min_cache_hit_rate,
+                },
+            ),
+            result(
+                "error_rate",
+                numbers.error_rate <= limits.max_error_rate,
+                limits.max_error_rate_rise,
+                {
+                    "error_rate": numbers.error_rate,
+                    "errors": numbers.texts_refused,
+                    "texts": numbers.texts_tried,
+                    "max_error_rate": limits.max_error_rate,
+                    "examples": "; ".join(numbers.error_examples[:EXAMPLES]) or "none",
+                },
+            ),
+        ]

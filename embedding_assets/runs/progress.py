@@ -1,0 +1,108 @@
+"""How far a step is: a line in its log every few seconds."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PROGRESS_SECONDS = 5.0
+_LINES_OF_RATE = 6
+
+
+class Progress:
+    """A line in the log every few seconds, never one an item.
+
+    How much is left is known from `total`, or from `partitions`, each announced by `begin`.
+
+    Args:
+        log: gets the lines.
+        what: what is counted, for example "documents split".
+        total: how many there will be.
+        partitions: how many partitions there will be, of as yet unknown sizes.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        what: str,
+        total: int | None = None,
+        *,
+        partitions: int | None = None,
+    ) -> None:
+        self._log, self._what, self._total, self._partitions = log, what, total, partitions
+        self._started = time.monotonic()
+        self._lines = deque([(self._started, 0)], maxlen=_LINES_OF_RATE)
+        self._begun = self._under_way = self._expected = self._done_before = 0
+        self._counts: dict[str, int] = {}
+        self.done = 0
+
+    def begin(self, expected: int = 0, partitions: int = 1) -> None:
+        """The next partitions begin, with so many items if that is known."""
+        self._begun += partitions
+        self._under_way = partitions
+        self._expected, self._done_before = expected, self.done
+
+    def advance(self, count: int = 1, **counts: int) -> None:
+        """So many more are done; `counts` tell what became of them, as in `added=3`.
+
+        `cached` is also told as the hit rate.
+        """
+        self.done += count
+        for name, value in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + value
+        now = time.monotonic()
+        if now - self._lines[-1][0] >= _PROGRESS_SECONDS:
+            self._log.info(self._line(now))
+            self._lines.append((now, self.done))
+
+    def finish(self) -> None:
+        """The last line, whatever the time; none if nothing was done."""
+        if self.done or any(self._counts.values()):
+            seconds = max(time.monotonic() - self._started, 1e-9)
+            rate = self.done / seconds
+            self._log.info(
+                f"{self.done:,} {self._what} in {seconds:,.1f} s, {rate:,.0f}/s" + self._told()
+            )
+
+    def _line(self, now: float) -> str:
+        of = f" of {self._total:,}" if self._total else ""
+        line = f"{self.done:,}{of} {self._what}"
+        share = self._share()
+        if self._partitions and self._partitions > 1:
+            line += f" (partition {self._begun:,} of {self._partitions:,}, {share:.0%})"
+        elif share:
+            line += f" ({share:.0%})"
+        # Of the last lines only: what the cache holds goes by quickly, and then comes the rest.
+        before, done_before = self._lines[0]
+        line += f", {(self.done - done_before) / (now - before):,.0f}/s"
+        if share:
+            line += f", {(now - self._started) * (1 - share) / share:,.0f} s left"
+        return line + self._told()
+
+    def _share(self) -> float:
+        """How much is done, from 0 to 1; 0 if that is not known."""
+        if self._total:
+            return min(1.0, self.done / self._total)
+        if not self._partitions or not self._begun:
+            return 0.0
+        within = (self.done - self._done_before) / self._expected if self._expected else 0.0
+        before = self._begun - self._under_way
+        return (before + self._under_way * min(1.0, within)) / self._partitions
+
+    def _told(self) -> str:
+        told = [f"{count:,} {name}" for name, count in self._counts.items()]
+        if "cached" in self._counts and self.done:
+            told.append(f"hit rate {self._counts['cached'] / self.done:.0%}")
+        return f": {', '.join(told)}" if told else ""
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, float]]:
+    """Yields a dictionary that holds `seconds` afterwards."""
+    result: dict[str, float] = {}
+    started = time.perf_counter()
+    try:
+        yield result
+    finally:
+        result["seconds"] = time.perf_counter() - started

@@ -1,0 +1,166 @@
+"""One DuckDB file, opened by one process at a time; set aside if it is damaged."""
+
+import atexit
+import glob
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
+
+import dagster as dg
+
+from resources.duckdb_engine import duckdb
+
+
+class CacheLockedError(RuntimeError):
+    """Another process held the cache file for longer than the deadline."""
+
+
+# The buffer pool is empty at each opening: more makes neither puts nor look-ups faster. A log that
+# a killed process left is replayed in memory.
+_MEMORY_MB = 64
+_MEMORY_MB_TO_OPEN = 1024
+_THREADS = min(4, os.cpu_count() or 1)
+_ROWS_PER_VECTOR = 2_048  # what each of DuckDB's threads holds at a time, several times over
+# A checkpoint rewrites row groups that are not full, and by default every closing is one. Small
+# groups, and a checkpoint only where the log has grown, write each vector about twice; with the
+# defaults a run of small puts wrote each eight times. But to open the file takes time for each
+# group, so groups of short vectors have more rows, up to DuckDB's own default.
+_BYTES_PER_ROW_GROUP = 12 << 20
+_ROWS_PER_ROW_GROUP = (2_048, 122_880)  # at least and at most; only multiples of the first
+_USUAL_DIMENSION = 384
+_LOG_BEFORE_CHECKPOINT = "16MB"
+_SIGNS_OF_DAMAGE = (
+    "corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "replaying wal",
+)  # fmt: skip
+
+
+class DuckDBEngine:
+    """DuckDB without a file: to start it takes longer than to open one and look up some keys.
+
+    So the last one stays, idle and with no file open, for the next use of the same file. Whoever
+    has a file open holds its lock file.
+    """
+
+    _idle: ClassVar[list["DuckDBEngine"]] = []  # at most one; list operations are atomic
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._duckdb = duckdb.connect(
+            config={
+                "python_enable_replacements": "false",
+                "threads": str(_THREADS),
+                "allocator_background_threads": "true",
+                "temp_directory": f"{path}.tmp",
+                # Vectors do not compress; trying costs half of the append speed.
+                "force_compression": "uncompressed",
+                "checkpoint_threshold": _LOG_BEFORE_CHECKPOINT,
+            }
+        )
+        self._duckdb.execute("PRAGMA disable_checkpoint_on_shutdown")
+
+    @classmethod
+    def for_file(cls, path: Path) -> "DuckDBEngine":
+        idle = cls._take_idle()
+        if idle is None or idle._path == path:
+            return idle or cls(path)
+        idle.close()
+        return cls(path)
+
+    @classmethod
+    def _take_idle(cls) -> "DuckDBEngine | None":
+        try:
+            return cls._idle.pop()
+        except IndexError:
+            return None
+
+    @classmethod
+    def close_idle(cls) -> None:
+        if idle := cls._take_idle():
+            idle.close()
+
+    def open(self, dimension: int) -> duckdb.DuckDBPyConnection:
+        self._duckdb.execute(f"SET memory_limit = '{_MEMORY_MB_TO_OPEN}MB'")
+        attach(self._duckdb, self._path, "cache", dimension)
+        database = self._duckdb.cursor()  # what is registered with a cursor is forgotten with it
+        database.execute("USE cache")
+        database.execute("SET TimeZone = 'UTC'")
+        limit_memory(database, 0)
+        return database
+
+    def close_file(self) -> None:
+        """The file is free for others; this object belongs to whoever opens it next."""
+        self._duckdb.execute("DETACH DATABASE IF EXISTS cache")
+        self.close_idle()
+        self._idle.append(self)
+
+    def close(self) -> None:
+        self._duckdb.close()
+
+
+# A forked process has none of DuckDB's threads, and waits for them for ever.
+os.register_at_fork(before=DuckDBEngine.close_idle)
+atexit.register(DuckDBEngine.close_idle)
+
+
+def limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
+    """Takes what vectors of a dimension need, and no more."""
+    megabytes = _MEMORY_MB + _THREADS * 8 * _ROWS_PER_VECTOR * 4 * dimension // 1_000_000
+    database.execute(f"SET memory_limit = '{megabytes}MB'")
+
+
+def attach(database: duckdb.DuckDBPyConnection, path: Path, name: str, dimension: int) -> None:
+    """Opens or makes a file; what is written now goes into row groups as they suit a dimension."""
+    quoted = str(path).replace("'", "''")
+    least, most = _ROWS_PER_ROW_GROUP
+    rows = _BYTES_PER_ROW_GROUP // (4 * (dimension or _USUAL_DIMENSION)) // least * least
+    database.execute(
+        f"ATTACH '{quoted}' AS {name} (TYPE duckdb, ROW_GROUP_SIZE {max(least, min(most, rows))})"
+    )
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what a killed process left of a smaller file. The caller holds the lock file."""
+    for left in (smaller_file(path), log_of(smaller_file(path))):
+        left.unlink(missing_ok=True)
+
+
+def smaller_file(path: Path) -> Path:
+    """Where the file is written anew."""
+    return path.with_name(f"{path.name}.compact")
+
+
+def log_of(path: Path) -> Path:
+    """DuckDB's write-ahead log of a file."""
+    return path.with_name(f"{path.name}.wal")
+
+
+def opening_error(path: Path) -> str:
+    """What DuckDB says to somebody who opens the file: it names the process that holds it."""
+    try:
+        duckdb.connect(str(path)).close()
+    except duckdb.Error as error:
+        return str(error)
+    return "nothing; it has just become free."
+
+
+def says_damaged(error: duckdb.Error) -> bool:
+    if isinstance(error, duckdb.SerializationException | duckdb.InternalException):
+        return True
+    message = str(error).lower()
+    return any(sign in message for sign in _SIGNS_OF_DAMAGE)
+
+
+def set_aside(path: Path, error: duckdb.Error) -> None:
+    """A cache can be made again, so a damaged one must not stop anybody: it is renamed.
+
+    The caller holds the lock file, so nobody has replaced the file that was found damaged.
+    """
+    aside = f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    # The write-ahead log goes first: a new file must never meet an old log.
+    for part in (*path.parent.glob(f"{glob.escape(path.name)}.wal*"), path):
+        part.rename(path.with_name(aside + part.name.removeprefix(path.name)))
+    dg.get_dagster_logger().warning(
+        f"The embedding cache {path} is damaged ({error}). It was renamed to "
+        f"{aside} and a new one is started: its texts will be embedded again."
+    )
