@@ -1,6 +1,7 @@
 """Converts a sentence-transformers model to OpenVINO, in a process of its own.
 
-`python -m resources.embedders.local_model.model_compiler REQUEST.json` reads what to do and writes into the
+`python -m resources.embedders.local_model.model_compiler REQUEST.json` reads what to do and writes
+into the
 folder it names; it is a process of its own so that the memory and the import time of torch and
 sentence_transformers do not stay with the caller.
 """

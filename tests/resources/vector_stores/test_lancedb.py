@@ -157,7 +157,9 @@ LONG = dataclasses.replace(SPACE, dimension=4096)
 REMOVE_ONE = """
 import sys
 from benchmarks.measure import peak_mb, reset_peak
-from tests.resources.vector_stores.test_lancedb import LONG, NAME, LanceDBVectorStore, ids, with_long_vectors
+from tests.resources.vector_stores.test_lancedb import (
+    LONG, NAME, LanceDBVectorStore, ids, with_long_vectors,
+)
 
 store = LanceDBVectorStore(uri=sys.argv[1])
 store.replace(NAME, LONG, with_long_vectors(ids(2)))
@@ -257,7 +259,9 @@ def test_text_and_vector_come_back_as_they_were(store, text):
 
 UPSERT = """
 import multiprocessing, sys
-from tests.resources.vector_stores.test_lancedb import NAME, SPACE, LanceDBVectorStore, batch, ids, reader
+from tests.resources.vector_stores.test_lancedb import (
+    NAME, SPACE, LanceDBVectorStore, batch, ids, reader,
+)
 
 def work(letter, start, uri):
     store = LanceDBVectorStore(uri=uri)
@@ -331,7 +335,9 @@ def test_the_key_column_is_declared_and_the_table_names_its_space(store):
 
 WRITE_ONE = """
 import sys
-from tests.resources.vector_stores.test_lancedb import NAME, SPACE, LanceDBVectorStore, batch, ids, reader
+from tests.resources.vector_stores.test_lancedb import (
+    NAME, SPACE, LanceDBVectorStore, batch, ids, reader,
+)
 
 LanceDBVectorStore(uri=sys.argv[1]).replace(NAME, SPACE, reader(batch(ids(2), text="new")))
 """
