@@ -136,15 +136,33 @@ class ReconcileTick:
             )
             for run in runs
         ]
+        found = f"{compared:,} of {len(known):,} partitions compared"
+        summary = self._summary(found, differences, left, hopeless, homeless)
+        return dg.SensorResult(
+            run_requests=requests or None,
+            skip_reason=None if requests else summary,
+            cursor=cursor.model_dump_json(),
+        )
+
+    def _summary(
+        self,
+        found: str,
+        differences: Differences,
+        left: Sequence[str],
+        hopeless: Sequence[str],
+        homeless: int,
+    ) -> str:
+        """What a tick says that requests nothing."""
+        attempts = self.collection.settings.automation.reconcile_sensor.max_attempts
         summary = [
-            f"{compared:,} of {len(known):,} partitions compared",
+            found,
             f"{len(differences.reasons) - len(hopeless):,} differ",
         ]
         if left:
             summary.append(f"{len(left):,} of them wait for the next tick")
         if hopeless:
             summary.append(
-                f"{len(hopeless):,} still differ after {settings.max_attempts} runs: "
+                f"{len(hopeless):,} still differ after {attempts} runs: "
                 f"{hopeless[0]} ({differences.reasons[hopeless[0]]}); look at the checks of "
                 f"{self.collection.name}/vector_index"
             )
@@ -153,11 +171,7 @@ class ReconcileTick:
                 f"{homeless:,} documents without a time are in the index under partitions that no "
                 "longer exist: those still in the source move when their new partition runs"
             )
-        return dg.SensorResult(
-            run_requests=requests or None,
-            skip_reason=None if requests else "; ".join(summary) + ".",
-            cursor=cursor.model_dump_json(),
-        )
+        return "; ".join(summary) + "."
 
     def _source_digests(self, seconds: float) -> tuple[Mapping[str, int], int]:
         """What the source holds of each partition, and the number of files not looked into yet."""

@@ -55,37 +55,8 @@ class EmbeddingChecks:
             instance: has the results of the runs before.
         """
         limits = self._thresholds
-
-        def result(
-            name: str, passed: bool, allowed: float, metadata: dict[str, Any]
-        ) -> dg.AssetCheckResult:
-            against_last_runs = trend(
-                instance, dg.AssetCheckKey(self._asset, name), metadata, allowed=allowed
-            )
-            fails = name == "error_rate" and not passed
-            return dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name=name,
-                passed=passed and not against_last_runs.worse,
-                severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
-                metadata={**metadata, **against_last_runs.metadata()},
-            )
-
-        return [
-            dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name="space_drift",
-                passed=True,  # a drift ends the run, see `drifted`
-                metadata={
-                    "least_cosine": ", ".join(
-                        f"{space}: {'first vectors' if cosine is None else f'{cosine:.6f}'}"
-                        for space, cosine in canaries.cosines.items()
-                    )
-                    or "nothing was embedded",
-                    "min_cosine": MIN_COSINE,
-                },
-            ),
-            result(
+        judged = [
+            (
                 "throughput",
                 not numbers.embedded or numbers.chunks_per_second >= limits.min_chunks_per_second,
                 limits.max_throughput_drop,
@@ -97,7 +68,7 @@ class EmbeddingChecks:
                     **used,
                 },
             ),
-            result(
+            (
                 "cache_hit_rate",
                 numbers.cache_hit_rate >= limits.min_cache_hit_rate,
                 limits.max_cache_hit_rate_drop,
@@ -109,7 +80,7 @@ class EmbeddingChecks:
                     "min_cache_hit_rate": limits.min_cache_hit_rate,
                 },
             ),
-            result(
+            (
                 "error_rate",
                 numbers.error_rate <= limits.max_error_rate,
                 limits.max_error_rate_rise,
@@ -122,3 +93,44 @@ class EmbeddingChecks:
                 },
             ),
         ]
+        return [
+            self._no_drift(canaries),
+            *(self._against_last_runs(instance, *judgement) for judgement in judged),
+        ]
+
+    def _no_drift(self, canaries: Canaries) -> dg.AssetCheckResult:
+        """Passed: a drift ends the run before, see `drifted`."""
+        cosines = ", ".join(
+            f"{space}: {'first vectors' if cosine is None else f'{cosine:.6f}'}"
+            for space, cosine in canaries.cosines.items()
+        )
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="space_drift",
+            passed=True,
+            metadata={
+                "least_cosine": cosines or "nothing was embedded",
+                "min_cosine": MIN_COSINE,
+            },
+        )
+
+    def _against_last_runs(
+        self,
+        instance: dg.DagsterInstance,
+        name: str,
+        passed: bool,
+        allowed: float,
+        metadata: dict[str, Any],
+    ) -> dg.AssetCheckResult:
+        """A result that also fails where the run is much worse than the runs before."""
+        against_last_runs = trend(
+            instance, dg.AssetCheckKey(self._asset, name), metadata, allowed=allowed
+        )
+        fails = name == "error_rate" and not passed
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name=name,
+            passed=passed and not against_last_runs.worse,
+            severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
+            metadata={**metadata, **against_last_runs.metadata()},
+        )

@@ -98,18 +98,7 @@ def write_report(
     name = settings.name
     sample = VectorSample.draw(name, resources, vectors)
     refused, unread = quarantine_reasons(resources.artifacts, name)
-    pictures: dict[str, bytes] = {}
-    if history:
-        pictures["history"] = history_png(by_run(history)[-_POINTS_OF_HISTORY:])
-    if len(sample) > 2:
-        points, shares = principal_components(sample.vectors)
-        partitions = {key: number for number, key in enumerate(sorted(set(sample.partitions)))}
-        pictures["map"] = map_png(
-            points,
-            shares,
-            [partitions[key] for key in sample.partitions],
-            {row: " ".join(sample.titles[row].split()) for row in spread(points, _TITLES)},
-        )
+    pictures = _pictures(history, sample)
     text = "\n\n".join(
         [
             f"# Report on {name}",
@@ -142,6 +131,23 @@ def write_report(
         **{f"{picture}_png_bytes": len(content) for picture, content in pictures.items()},
     }
     return Report(text, f"{folder}/report.md", numbers)
+
+
+def _pictures(history: Sequence[PartitionNumbers], sample: "VectorSample") -> dict[str, bytes]:
+    """PNG files by name, as far as there is something to draw."""
+    pictures: dict[str, bytes] = {}
+    if history:
+        pictures["history"] = history_png(by_run(history)[-_POINTS_OF_HISTORY:])
+    if len(sample) > 2:
+        points, shares = principal_components(sample.vectors)
+        partitions = {key: number for number, key in enumerate(sorted(set(sample.partitions)))}
+        pictures["map"] = map_png(
+            points,
+            shares,
+            [partitions[key] for key in sample.partitions],
+            {row: " ".join(sample.titles[row].split()) for row in spread(points, _TITLES)},
+        )
+    return pictures
 
 
 @dataclass(frozen=True)

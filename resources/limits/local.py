@@ -139,21 +139,34 @@ class _State:
         wait = 0.0
         if ask["acquire"]:
             wanted = [1, ask["acquire"][1]]
-            if any(limits[i] and wanted[i] > limits[i] for i in (0, 1)):
-                wait = -1.0
-            elif self.paused > now:
-                wait = self.paused - now
-            elif any(
-                limits[i]
-                and (
-                    window[i] + wanted[i] > limits[i]
-                    or (tenth[i] > 0 and tenth[i] + wanted[i] > PACE * limits[i])
-                )
-                for i in (0, 1)
-            ):
+            wait = self._wait(now, wanted, limits, window, tenth)
+            if wait is None:
                 wait = min(slot, LONGEST_SLEEP) * (0.5 + ask["jitter"])
-            else:
+            elif wait == 0:
                 self.leases[ask["acquire"][0]] = [now + ask["lease"], wanted[1]]
                 window = [window[i] + wanted[i] for i in (0, 1)]
         paused = max(0.0, self.paused - now)
         return Answer(wait, (window[0], window[1]), (limits[0], limits[1]), paused)
+
+    def _wait(
+        self,
+        now: float,
+        wanted: list[float],
+        limits: list[float],
+        window: list[float],
+        tenth: list[float],
+    ) -> float | None:
+        """0 to grant, -1 if it never can be, else seconds; None: until some request has ended."""
+        if any(limits[i] and wanted[i] > limits[i] for i in (0, 1)):
+            return -1.0
+        if self.paused > now:
+            return self.paused - now
+        spent = any(
+            limits[i]
+            and (
+                window[i] + wanted[i] > limits[i]
+                or (tenth[i] > 0 and tenth[i] + wanted[i] > PACE * limits[i])
+            )
+            for i in (0, 1)
+        )
+        return None if spent else 0.0

@@ -272,16 +272,17 @@ def test_pruning_gives_room_back_and_leaves_nothing_behind(tmp_path):
 
 _KILLED_WHILE_PRUNING = """
 import os, sys
-import resources.caches.duckdb as module
+from resources.caches import duckdb_tables
+from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.caches.base import Limits
-attach = module._attach
+attach = duckdb_tables.attach
 def attach_and_die(database, path, name, dimension):
     attach(database, path, name, dimension)
     if name == "smaller":
         database.execute("CREATE TABLE smaller.half (i INTEGER)")
         os.kill(os.getpid(), 9)
-module._attach = attach_and_die
-module.DuckDBEmbeddingCache(path=sys.argv[1]).prune(Limits(max_bytes=1))
+duckdb_tables.attach = attach_and_die
+DuckDBEmbeddingCache(path=sys.argv[1]).prune(Limits(max_bytes=1))
 """
 
 
