@@ -272,12 +272,13 @@ def test_after_a_failure_finished_partitions_are_recorded_and_what_was_embedded_
     failing = Pipeline(
         folder,
         str(world.source),
-        embedder=BreakingEmbedder(journal=str(folder / "journal"), breaks_after=4),
+        embedder=BreakingEmbedder(journal=str(folder / "journal"), breaks_after=6),
         settings=whole.collection.model_dump(include={"source", "partitions", "embedder"}),
     )
     with dagster_instance(folder) as instance:
         assert not failing.run(FIRST, LAST, instance=instance, raise_on_error=False).success
-    assert recorded(folder, "embeddings") == {"2020"}
+    # The canaries and five calls: all that is sorted together with 2020, and half of all texts.
+    assert "2020" in recorded(folder, "embeddings") < {"2020", "2021", "2022"}
     assert all(checks(whole.run(FIRST, LAST)).values())
     assert whole.rows() == world.expected
     assert len(journal(folder)) == world.texts
