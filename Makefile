@@ -39,10 +39,11 @@ test: $(INSTALLED) ## Run the tests
 test-slow: $(INSTALLED) ## Run the tests that take minutes: a backfill cancelled, resumed and killed
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED) ## Check format, style and types
+lint: $(INSTALLED) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
@@ -54,5 +55,5 @@ bench: $(INSTALLED) ## Run the benchmarks (BENCH=--quick: small and few rounds)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## Remove what was installed and built; `data/` and Dagster's history stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
