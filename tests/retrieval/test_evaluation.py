@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import pytrec_eval
 
 from embedding_assets.retrieval.evaluation import (
     evaluate,
@@ -205,6 +206,32 @@ class TestEvaluate:
     def test_error_in_a_ranking_names_the_query(self):
         with pytest.raises(ValueError, match="query 'q1': expected each document once"):
             evaluate({"q1": ["a", "a"]}, {"q1": {"a": 1}})
+
+
+def test_agrees_with_pytrec_eval_on_random_runs_in_which_scores_tie() -> None:
+    generator = random.Random(11)
+    documents = [f"d{number:02d}" for number in range(40)]
+    qrels, chunk_hits = {}, {}
+    for number in range(200):
+        judged = generator.sample(documents, generator.randint(1, 20))
+        qrels[f"q{number}"] = {judged[0]: 1} | {d: generator.randint(-1, 3) for d in judged[1:]}
+        chunk_hits[f"q{number}"] = [
+            (generator.choice(documents), generator.randint(-2, 4) / 4)
+            for _ in range(generator.randint(0, 80))
+        ]
+    result = evaluate(
+        {q: documents_from_chunks(hits, 100) for q, hits in chunk_hits.items()}, qrels
+    )
+
+    run = {
+        q: {d: max(s for e, s in hits if e == d) for d, _ in hits} for q, hits in chunk_hits.items()
+    }
+    oracle = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10"}).evaluate(run)
+    for query in result.per_query:
+        expected = oracle.get(query.query_id, {"ndcg_cut_10": 0.0, "recall_10": 0.0})
+        assert query.ndcg_at_10 == pytest.approx(expected["ndcg_cut_10"], abs=1e-9), query
+        assert query.recall_at_10 == pytest.approx(expected["recall_10"], abs=1e-9), query
+    assert result.queries == len(qrels)
 
 
 class TestLoadQueries:
