@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedding_assets.artifacts.rows import to_arrow
 from resources.duckdb_engine import duckdb
 from resources.leftovers import owner, remove_leftovers
 
@@ -19,6 +20,7 @@ MEMORY_LIMIT = "256MB"
 """What DuckDB may hold before it spills to disk. A sort needs about that much for each thread."""
 
 
+_OF_FILE = pa.schema([("path", pa.string()), ("partition", pa.string())])
 _PARQUET = re.compile(r"read_parquet\(\$(\w+)")
 
 
@@ -72,10 +74,10 @@ class Scratch:
     def row(self, sql: str, **parameters: Any) -> tuple[Any, ...]:
         return self.rows(sql, **parameters)[0]
 
-    def row_over(self, incoming: pa.Table, sql: str) -> tuple[Any, ...]:
+    def row_over(self, incoming: pa.RecordBatch, sql: str) -> tuple[Any, ...]:
         """The one row of a query over the table `incoming`, which is not copied."""
         with self._database.cursor() as cursor:
-            cursor.register("incoming", incoming)
+            cursor.register("incoming", _as_table(incoming))
             (row,) = cursor.execute(sql).fetchall()
             cursor.unregister("incoming")
             return row
@@ -109,10 +111,10 @@ class Scratch:
             cursor.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM incoming")
             cursor.unregister("incoming")
 
-    def insert(self, table: str, batches: pa.RecordBatchReader | pa.Table, only: str = "") -> None:
+    def insert(self, table: str, rows: pa.RecordBatch | pa.Table, only: str = "") -> None:
         """Inserts those rows of `incoming` that the SQL after FROM leaves."""
         with self._database.cursor() as cursor:
-            cursor.register("incoming", batches)
+            cursor.register("incoming", _as_table(rows))
             cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming {only}")
             cursor.unregister("incoming")
 
@@ -125,13 +127,15 @@ class Scratch:
 
     def name_partitions(self, partitions: Mapping[str, str]) -> None:
         """Tells the partition of each path, in the place of what was told before."""
-        columns = {"path": [*partitions], "partition": [*partitions.values()]}
-        table = pa.table({name: pa.array(c, pa.string()) for name, c in columns.items()})
-        self.create("of_file", table.schema)
-        self.insert("of_file", table)
+        self.create("of_file", _OF_FILE)
+        self.insert("of_file", to_arrow([*partitions.items()], _OF_FILE))
 
     def close(self) -> None:
         self._database.close()
+
+
+def _as_table(rows: pa.RecordBatch | pa.Table) -> pa.Table:
+    return pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
 
 
 def _bound(sql: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:

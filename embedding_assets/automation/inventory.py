@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key
 from embedding_assets.artifacts.parquet import write_parquet
+from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import SOURCE_DIGEST
 from embedding_assets.collection.settings import CollectionSettings, PartitionSettings
 from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
@@ -96,9 +97,7 @@ class Inventory:
 
         def batches() -> Iterator[pa.RecordBatch]:
             while some := list(islice(rows, _ROWS_PER_BATCH)):
-                columns = zip(*some, strict=True)
-                arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
-                yield pa.record_batch(arrays, schema=_SCHEMA)
+                yield to_arrow(some, _SCHEMA)
 
         requested = (f"{partition} {digest:x}" for partition, digest in self.requested.items())
         schema = _SCHEMA.with_metadata(

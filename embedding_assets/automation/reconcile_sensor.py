@@ -26,7 +26,7 @@ from embedding_assets.automation.inventory import (
 )
 from embedding_assets.automation.run_requests import AssetJob, partition_runs
 from embedding_assets.collection.collection import Collection, CollectionResources
-from embedding_assets.collection.partitions import home_of
+from embedding_assets.collection.partitions import partition_for
 
 _PARTITIONS_PER_SCAN = 200
 _UNFINISHED = [
@@ -277,7 +277,7 @@ class ReconcileTick:
         Returns:
             The number of documents of which nobody knows the partition.
         """
-        home = home_of(self.collection.settings.partitions)
+        home = partition_for(self.collection.settings.partitions)
         homes = set(known)
         strays: dict[str, list[str]] = {}
         homeless = 0

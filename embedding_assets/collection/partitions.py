@@ -33,7 +33,7 @@ def partitions_definition(settings: PartitionSettings) -> dg.PartitionsDefinitio
 
 def partition_of(settings: PartitionSettings) -> Callable[[Document], str]:
     """Returns the function from a document to its partition key."""
-    home = home_of(settings)
+    home = partition_for(settings)
 
     def of_document(document: Document) -> str:
         partition = home(document.id, document.timestamp)
@@ -44,7 +44,7 @@ def partition_of(settings: PartitionSettings) -> Callable[[Document], str]:
     return of_document
 
 
-def home_of(settings: PartitionSettings) -> Callable[[str, datetime | None], str | None]:
+def partition_for(settings: PartitionSettings) -> Callable[[str, datetime | None], str | None]:
     """Returns the function from a document's id and time to its partition key.
 
     Its answer is None where documents are partitioned by time and this one has none.

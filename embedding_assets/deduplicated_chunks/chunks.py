@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import chunks_key, documents_key
 from embedding_assets.artifacts.parquet import write_parquet
+from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import CHUNKS
 from embedding_assets.artifacts.scratch import Scratch
 from embedding_assets.collection.settings import ChunkingSettings
@@ -77,12 +78,7 @@ class Splitter:
         Returns:
             Columns as in `artifacts.CHUNKS`, in the order of the documents.
         """
-        rows = list(self._rows(documents))
-        columns = zip(*rows, strict=True) if rows else [[] for _ in CHUNKS]
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, CHUNKS, strict=True)
-        ]
-        return pa.record_batch(arrays, schema=CHUNKS)
+        return to_arrow(list(self._rows(documents)), CHUNKS)
 
     def _rows(self, documents: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
         texts = documents["text"].to_pylist()
@@ -221,7 +217,7 @@ def split_partition(
         split_now = 0
         if unchanged < total:
             for batch in _not_kept(database, documents):
-                database.insert("fresh", pa.Table.from_batches([splitter.chunks(batch)]))
+                database.insert("fresh", splitter.chunks(batch))
                 split_now += len(batch)
                 progress.advance(len(batch), split=len(batch))
     if split_now or not up_to_date:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch
 from embedding_assets.documents.source_state import SourceState
@@ -128,12 +129,7 @@ class _Spool:
 
     def flush(self) -> None:
         if self._rows:
-            columns = zip(*self._rows, strict=True)
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(columns, self._schema, strict=True)
-            ]
-            self._database.insert(self._table, pa.table(arrays, schema=self._schema))
+            self._database.insert(self._table, to_arrow(self._rows, self._schema))
         self._rows = []
 
 

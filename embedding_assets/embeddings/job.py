@@ -20,6 +20,7 @@ from embedding_assets.artifacts.keys import (
     vectors_key,
 )
 from embedding_assets.artifacts.parquet import parquet_writer, uncompressed_bytes, write_parquet
+from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import QUARANTINE, VECTORS
 from embedding_assets.artifacts.scratch import Scratch, with_partition
 from embedding_assets.embeddings.numbers import EmbeddingNumbers
@@ -288,7 +289,7 @@ class EmbeddingJob:
                 numbers.cache_hits += hits
                 numbers.cache_misses += len(rows) - hits
             if not found.all():
-                missing = pa.Table.from_batches([batch]).filter(pa.array(~found))
+                missing = batch.filter(pa.array(~found))
                 work.database.insert("missing", missing.select(_CHUNKS.names))
 
     def _embedded(
@@ -312,8 +313,7 @@ class EmbeddingJob:
             good = np.array([error is None for error in errors])
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).filter(pa.array(good))
             self._cache.put(space, hashes, embedded.batch.vectors[good])
-            settled = pa.Table.from_batches([batch]).select(_CHUNKS.names)
-            work.database.insert("settled", settled)
+            work.database.insert("settled", batch.select(_CHUNKS.names))
             self._note_failures(work, batch, errors)
             parts = _by_partition(batch)
             for partition, rows in parts:
@@ -349,8 +349,7 @@ class EmbeddingJob:
             numbers.errors += 1
             if len(numbers.error_examples) < _ERROR_EXAMPLES:
                 numbers.error_examples.append(f"{reason}: {why}")
-        columns = [pa.array(column, pa.string()) for column in zip(*failed, strict=True)]
-        work.database.insert("failed", pa.table(columns, schema=_FAILED))
+        work.database.insert("failed", to_arrow(failed, _FAILED))
 
     def _write_quarantine(self, database: Scratch, place: "_Place") -> None:
         key = embeddings_quarantine_key(self._collection, place.partition)

@@ -6,7 +6,7 @@ import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
 from embedding_assets.collection.collection import Collection
-from embedding_assets.collection.partitions import home_of
+from embedding_assets.collection.partitions import partition_for
 from embedding_assets.runs.grouping import group_small
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
@@ -39,7 +39,7 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
                     stack.enter_context(scratch()),
                     resources.source.period_of,
                     collection.partitions.get_partition_keys(),
-                    home_of(collection.settings.partitions),
+                    partition_for(collection.settings.partitions),
                 )
                 for place in range(len(spaces))
             ]

@@ -84,7 +84,7 @@ class IndexUpdate:
         database: Scratch,
         period_of: Callable[[str], Period | None],
         all_partitions: Iterable[str],
-        home_of: Callable[[str, datetime | None], str | None],
+        partition_for: Callable[[str, datetime | None], str | None],
     ) -> None:
         """Args:
         collection: the collection's name.
@@ -95,7 +95,7 @@ class IndexUpdate:
         database: where differences are found; for this object alone.
         period_of: the only period whose runs read a file; None: every run reads it.
         all_partitions: every partition key of the collection.
-        home_of: the partition to which id and time of a document belong; None: nobody knows.
+        partition_for: the partition to which id and time of a document belong; None: nobody knows.
         """
         self.collection = collection
         self.space = spaces[place]
@@ -105,7 +105,7 @@ class IndexUpdate:
         self._place = place
         self._period_of = period_of
         self._all_partitions = set(all_partitions)
-        self._home_of = home_of
+        self._partition_for = partition_for
         self._vectors_keys = (vectors_key, fallback_vectors_key)[: len(spaces)]
         self._artifacts = artifacts
         self.partitions: Sequence[str] = ()
@@ -559,7 +559,7 @@ class IndexUpdate:
             homes = [
                 self.partitions[0] if home and home not in self._all_partitions else home
                 for home in map(
-                    self._home_of,
+                    self._partition_for,
                     batch["document_id"].to_pylist(),
                     batch["timestamp"].to_pylist(),
                 )
