@@ -385,7 +385,7 @@ def matrix_peaks(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    from embedding_assets.component import data_dir
+    from embedding_assets.collection.environment import read_environment
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=200_000, help="of each kind of texts")
@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument("--cached-texts", type=int, default=100_000, help="all of them cached")
     parser.add_argument("--quick", action="store_true", help="few texts, two rounds")
     parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
-    parser.add_argument("--model-cache", default=str(data_dir() / "models"))
+    parser.add_argument("--model-cache", default=str(read_environment().models))
     parser.add_argument(
         "--label", help="of this machine: writes engine-LABEL, beside the results of another one"
     )

@@ -109,13 +109,13 @@ def measure(documents: int, repeats: int, model_cache: str) -> dict[str, list[fl
 
 
 def main() -> None:
-    from embedding_assets.component import data_dir
+    from embedding_assets.collection.environment import read_environment
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="few documents, two rounds")
-    parser.add_argument("--model-cache", default=str(data_dir() / "models"))
+    parser.add_argument("--model-cache", default=str(read_environment().models))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--expected", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,5 @@
 """The one Definitions object: every collection under `defs/`, benchmarks, and what they share."""
 
-from pathlib import Path
-
 import dagster as dg
 
 
@@ -9,15 +7,17 @@ import dagster as dg
 def defs() -> dg.Definitions:
     from benchmarks.assets import benchmark_definitions
     from embedding_assets.automation.failure_sensor import failure_sensor
-    from embedding_assets.component import data_dir, shared_resources
+    from embedding_assets.collection.environment import read_environment
+    from embedding_assets.collection.resources import shared_resources
 
+    environment = read_environment()
     return dg.Definitions.merge(
-        dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
-        benchmark_definitions(model_cache=str(data_dir() / "models")),
+        dg.load_from_defs_folder(path_within_project=environment.project),
+        benchmark_definitions(model_cache=str(environment.models)),
         # Steps of a run share one process, so that a model is loaded once; runs are the unit of
         # parallelism.
         dg.Definitions(
-            resources=shared_resources(),
+            resources=shared_resources(environment),
             sensors=[failure_sensor()],
             executor=dg.in_process_executor,
         ),

@@ -60,8 +60,3 @@ class WebhookNotifier(Notifier):
         except (OSError, ValueError, http.client.HTTPException) as error:
             # Not the message: it may quote the URL.
             return f"{fallback} The webhook was not reached ({type(error).__name__})."
-
-
-def notifier_from_environment() -> Notifier:
-    """The webhook if EMBEDDING_WEBHOOK_URL is set, else the log."""
-    return WebhookNotifier() if os.environ.get("EMBEDDING_WEBHOOK_URL") else LogNotifier()

@@ -168,7 +168,7 @@ def _opened(url: str | None) -> "EmbeddingCache":
         from resources.caches.from_url import cache_from_url
 
         return cache_from_url(url)
-    from embedding_assets.component import shared_resources
+    from embedding_assets.collection.resources import shared_resources
 
     return shared_resources()["embedding_cache"]
 

@@ -14,7 +14,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
-from embedding_assets.collection.settings import PROJECT_ROOT
+from embedding_assets.collection.environment import read_environment
 
 _COLLECTION = "peps"
 _QUERIES = (
@@ -26,14 +26,15 @@ _ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
 
 def main() -> None:
     console = Console()
-    os.environ.setdefault("DAGSTER_HOME", str(PROJECT_ROOT / "dagster_home"))
+    project = read_environment().project
+    os.environ.setdefault("DAGSTER_HOME", str(project / "dagster_home"))
     started = time.monotonic()
     instance = dg.DagsterInstance.get()
     before = _newest_run(instance)
     command = _command()
     console.print("[bold]Indexing 120 Python Enhancement Proposals with Dagster[/bold]")
     console.print(f"[dim]$ {shlex.join(command)}[/dim]\n", soft_wrap=True)
-    status = _run(command, console)
+    status = _run(command, project, console)
     run_id = _newest_run(instance)
     if status or run_id is None or run_id == before:
         console.print("[red]The run failed; its last lines are above.[/red]")
@@ -71,13 +72,13 @@ def _command() -> list[str]:
     ]
 
 
-def _run(command: list[str], console: Console) -> int:
+def _run(command: list[str], project: Path, console: Console) -> int:
     """Runs Dagster; shows the progress lines of the assets, and everything if it fails."""
     last: list[str] = []
     with (
         subprocess.Popen(
             [_beside_python(command[0]), *command[1:]],
-            cwd=PROJECT_ROOT,
+            cwd=project,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -13,8 +13,6 @@ from resources.document_sources import FileFormat
 from resources.document_sources.listing import PLACEHOLDERS
 from resources.embedders.openai.models import OPENAI_DIMENSIONS
 
-PROJECT_ROOT = Path(__file__).parents[2]
-
 
 class Settings(dg.Model):
     """Frozen, and a misspelt key is an error."""
@@ -407,13 +405,14 @@ class CollectionSettings(Settings):
 
         return self._with_paths(fill)
 
-    def with_absolute_paths(self, beside: Path) -> "CollectionSettings":
+    def with_absolute_paths(self, beside: Path, project: Path) -> "CollectionSettings":
         """Relative local paths start at `beside` if what they name is there, else at the project.
 
         Args:
             beside: the folder of the YAML file.
+            project: the folder of the Dagster project that holds it.
         """
-        return self._with_paths(lambda path: _located(path, beside))
+        return self._with_paths(lambda path: _located(path, beside, project))
 
     def _with_paths(self, change: Callable[[str], str]) -> "CollectionSettings":
         source = self.source.model_copy(update={"path": change(self.source.path)})
@@ -433,7 +432,7 @@ class CollectionSettings(Settings):
         )
 
 
-def _located(path: str, beside: Path) -> str:
+def _located(path: str, beside: Path, project: Path) -> str:
     if "://" in path:
         return path
     local = Path(path).expanduser()
@@ -442,4 +441,4 @@ def _located(path: str, beside: Path) -> str:
     for placeholder, pattern in PLACEHOLDERS.items():
         path = path.replace(placeholder, pattern)
     is_beside = (beside / local).exists() or any(beside.glob(path))
-    return str((beside if is_beside else PROJECT_ROOT) / local)
+    return str((beside if is_beside else project) / local)

@@ -8,8 +8,9 @@ import dagster as dg
 import pytest
 import yaml
 
-from embedding_assets.collection.settings import PROJECT_ROOT, CollectionSettings
-from embedding_assets.component import EmbeddingCollection, shared_resources
+from embedding_assets.collection.resources import shared_resources
+from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.component import EmbeddingCollection
 
 _NUMBERS = itertools.count()
 
@@ -181,7 +182,7 @@ def test_relative_paths_start_beside_the_yaml_if_there_is_something_else_at_the_
     project: Project, path: str, file: str
 ) -> None:
     attributes = {"name": "docs", "source": {"path": path}}
-    assert project.load(attributes).source.path == str(PROJECT_ROOT / path)
+    assert project.load(attributes).source.path == str(project.folder / path)
     (project.beside / file).parent.mkdir(parents=True, exist_ok=True)
     (project.beside / file).touch()
     assert project.load(attributes).source.path == str(project.beside / path)
@@ -198,7 +199,7 @@ def test_paths_of_queries_and_judgements_are_resolved_too(project: Project) -> N
     settings = project.load({**MINIMAL, "evaluation": evaluation})
     assert settings.evaluation is not None
     assert settings.evaluation.queries == str(project.beside / "q.jsonl")
-    assert settings.evaluation.qrels == str(PROJECT_ROOT / "r.tsv")
+    assert settings.evaluation.qrels == str(project.folder / "r.tsv")
 
 
 def test_environment_variables_can_stand_in_paths(

@@ -17,7 +17,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from embedding_assets.cli.main import app
-from embedding_assets.component import shared_resources
+from embedding_assets.collection.resources import shared_resources
 from resources.caches import entry as cache_entry
 from resources.caches.base import CacheUnavailableError, EmbeddingCache, Limits, copy_entries
 from resources.caches.duckdb import DuckDBEmbeddingCache

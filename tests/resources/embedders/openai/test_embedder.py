@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from embedding_assets.collection.resources import collection_resources
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.component import collection_resources
 from embedding_assets.embeddings.stream import embed_each, embed_stream
 from resources.embedders.base import Embedder, EmbeddingError
 from resources.embedders.local import LocalEmbedder

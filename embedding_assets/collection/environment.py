@@ -1,0 +1,103 @@
+"""What the environment says: the project's folder, where its outputs are, and what machines share.
+
+A variable that is set wins over the file `.env` in the project's folder, and that over the default.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dagster_shared.utils.config import discover_config_file, locate_dg_config_in_folder
+from dotenv import load_dotenv
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PREFIX = "EMBEDDING_"
+_CHECKOUT = Path(__file__).parents[2]
+
+
+class Environment(BaseSettings):
+    """All variables, each EMBEDDING_ and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    project: Path = Field(
+        description="Folder of the Dagster project: `defs`, data and models belong to it. By "
+        "default the one around the working directory."
+    )
+    data_dir: Path = Field(
+        default=Path("data"), description="Folder of all outputs; relative to the project."
+    )
+    cache: SecretStr | None = Field(
+        default=None,
+        description="Embedding cache: path of a DuckDB file, or redis://…; by default "
+        "cache.duckdb in data_dir.",
+    )
+    cache_memory_mb: int = Field(
+        default=0, ge=0, description="Megabytes of vectors that are kept in memory, too."
+    )
+    cache_username: str | None = Field(default=None, description="Redis user of the cache.")
+    cache_password: SecretStr | None = Field(
+        default=None, description="Redis password of the cache."
+    )
+    rate_limiter: SecretStr | None = Field(
+        default=None,
+        description="redis://… that shares rate limits between machines; by default those of a "
+        "machine share theirs in files.",
+    )
+    prices: Path | None = Field(default=None, description="YAML file of prices by model.")
+    webhook_url: SecretStr | None = Field(
+        default=None, description="Where failures are posted; by default they are logged only."
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _in_project(cls, path: Path, info: Any) -> Path:
+        return info.data.get("project", Path()) / path.expanduser()
+
+    @property
+    def models(self) -> Path:
+        """The folder of compiled models."""
+        return self.data_dir / "models"
+
+
+def read_environment(around: Path | None = None) -> Environment:
+    """The environment as it is now; what `.env` adds is there for everybody afterwards.
+
+    Args:
+        around: a path within the project, unless EMBEDDING_PROJECT names it; by default the
+            working directory.
+
+    Raises:
+        ValueError: a variable holds what it cannot mean, or there is no project.
+    """
+    project = _project(around or Path.cwd())
+    load_dotenv(project / ".env")
+    try:
+        return Environment(project=project)
+    except ValidationError as error:
+        # Without the values: some are secrets.
+        wrong = (f"{_PREFIX}{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
+        message = f"The environment, or {project / '.env'}: {'; '.join(wrong)}."
+    raise ValueError(message)
+
+
+def _project(around: Path) -> Path:
+    variable = f"{_PREFIX}PROJECT"
+    if named := os.environ.get(variable):
+        folder = Path(named).expanduser().absolute()
+        if locate_dg_config_in_folder(folder) is None:
+            raise ValueError(
+                f"{variable} must name the folder of a Dagster project, with [tool.dg.project] in "
+                f"its pyproject.toml; {folder} is none."
+            )
+        return folder
+    for start in (around, _CHECKOUT):
+        if found := discover_config_file(start):
+            return found.parent
+    raise ValueError(
+        f"There is no Dagster project around {around}: no folder upwards has a pyproject.toml with "
+        f"[tool.dg.project]. Go there, or set {variable} to its folder."
+    )
