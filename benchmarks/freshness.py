@@ -32,8 +32,6 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
     """
     import dagster as dg
 
-    from embedding_assets.collection.collection import CollectionResources
-    from embedding_assets.retrieval.search import search
     from resources.embedders.local import LocalEmbedder
     from tests.support.pipeline import Pipeline
 
@@ -52,14 +50,7 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert pipeline.run(instance=instance).success
     if expected:
-        resources = CollectionResources(
-            source=pipeline.resources[f"{pipeline.name}_source"],
-            embedder=pipeline.embedder,
-            artifacts=pipeline.artifacts,
-            cache=pipeline.cache,
-            store=pipeline.store,
-        )
-        (hit,) = search(pipeline.name, resources, expected, 1)
+        (hit,) = pipeline.opened.search(expected, 1)
         assert hit.text == expected, hit
 
 

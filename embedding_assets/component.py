@@ -1,7 +1,5 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
-from dataclasses import dataclass
-
 import dagster as dg
 from pydantic import BaseModel
 
@@ -84,16 +82,8 @@ def collection_definitions(
     )
 
 
-@dataclass(frozen=True)
-class LoadedCollection:
-    """A collection outside of Dagster: its settings, and its resources ready for use."""
-
-    settings: CollectionSettings
-    resources: CollectionResources
-
-
-def load_collections() -> dict[str, LoadedCollection]:
-    """The project's collections by name, with their resources, for use outside of Dagster.
+def load_collections() -> list[tuple[CollectionSettings, CollectionResources]]:
+    """The project's collections, sorted by name, and their resources for use outside of Dagster.
 
     Raises:
         Exception: Dagster's own, naming file and field, if a YAML file is wrong.
@@ -102,20 +92,18 @@ def load_collections() -> dict[str, LoadedCollection]:
     tree = dg.ComponentTree.for_project(environment.project)
     components = tree.get_all_components(of_type=EmbeddingCollection)
     shared = shared_resources(environment)
-    loaded = {}
+    loaded = []
     for settings in sorted((c.settings for c in components), key=lambda s: s.name):
         own = collection_resources(settings, environment)
         collection = Collection(settings)
-        loaded[settings.name] = LoadedCollection(
-            settings,
-            CollectionResources(
-                source=own[collection.source_key],
-                embedder=own[collection.embedder_key],
-                fallback=own.get(collection.fallback_key),
-                same_space=bool(settings.fallback and settings.fallback.same_space),
-                artifacts=shared["artifact_store"],
-                cache=shared["embedding_cache"],
-                store=shared["vector_store"],
-            ),
+        resources = CollectionResources(
+            source=own[collection.source_key],
+            embedder=own[collection.embedder_key],
+            fallback=own.get(collection.fallback_key),
+            same_space=bool(settings.fallback and settings.fallback.same_space),
+            artifacts=shared["artifact_store"],
+            cache=shared["embedding_cache"],
+            store=shared["vector_store"],
         )
+        loaded.append((settings, resources))
     return loaded

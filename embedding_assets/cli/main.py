@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -24,10 +23,7 @@ from embedding_assets.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
-
-    from embedding_assets.collection.collection import CollectionResources
-    from embedding_assets.collection.settings import CollectionSettings
+    from embedding_assets.api import Collection
     from embedding_assets.operations.plan import Plan
     from resources.identity.embedding_space import EmbeddingSpace
 
@@ -56,18 +52,18 @@ def main() -> None:
 @app.command()
 def collections(as_json: AsJson = False) -> None:
     """List the collections and their indexes, those of models no longer configured too."""
-    from embedding_assets.component import load_collections
+    import embedding_assets as ea
 
     with errors_for_people():
         rows = []
-        for name, loaded in load_collections().items():
-            uses = _uses_of_spaces(loaded.resources)
-            store = loaded.resources.store
+        for name, collection in ea.collections().items():
+            uses = _uses_of_spaces(collection)
+            store = collection.resources.store
             for space in {*uses, *store.spaces(name)}:
                 rows.append(
                     {
                         "collection": name,
-                        "source": loaded.settings.source.path,
+                        "source": collection.settings.source.path,
                         "model": space.model,
                         "embedding_space": space.id,
                         "chunks": store.count(name, space),
@@ -84,16 +80,18 @@ def drop_index(
     space: Annotated[str, typer.Argument(help="The embedding space's id, as in `collections`.")],
 ) -> None:
     """Remove the index of a model that the collection no longer uses; the cache stays."""
+    import embedding_assets as ea
+
     with errors_for_people():
-        name, loaded = _collection(collection)
-        store = loaded.resources.store
+        opened = ea.open(collection)
+        name, store = opened.name, opened.resources.store
         found = next((there for there in store.spaces(name) if there.id == space), None)
         if found is None:
             raise LookupError(
                 f"'{name}' has no index for the embedding space '{space}'; "
                 "`embedding-assets collections` lists those that are there."
             )
-        if found in _uses_of_spaces(loaded.resources):
+        if found in _uses_of_spaces(opened):
             raise ValueError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
         chunks = store.count(name, found)
         store.drop_table(name, found)
@@ -112,22 +110,21 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the chunks nearest to a text."""
-    from embedding_assets.retrieval.search import embedders_of_rows
-    from embedding_assets.retrieval.search import search as search_index
+    import embedding_assets as ea
 
     with errors_for_people():
-        name, loaded = _collection(collection)
-        hits = search_index(name, loaded.resources, text, k, exact=exact)
-        models = [e.space.model for e in embedders_of_rows(name, loaded.resources)]
-    if len(models) > 1:
+        name = (opened := ea.open(collection)).name
+        hits = opened.search(text, k, exact=exact)
+    if len(hits.spaces) > 1:
+        models = " and ".join(space.model for space in hits.spaces)
         typer.secho(
-            f"Part of '{name}' is in the fallback's embedding space. Ranks of "
-            f"{' and '.join(models)} were fused; their scores cannot be compared.",
+            f"Part of '{name}' is in the fallback's embedding space. Ranks of {models} were "
+            "fused; their scores cannot be compared.",
             fg="yellow",
             err=True,
         )
     if as_json:
-        print_rows([{**asdict(hit), "metadata": json.loads(hit.metadata)} for hit in hits], True)
+        print_rows([asdict(hit) for hit in hits], True)
         return
     table = Table(title=f"{name}: {text}", title_justify="left", show_lines=True)
     for column, options in (
@@ -168,24 +165,17 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure retrieval quality (nDCG@10, recall@10) against relevance judgements."""
-    from embedding_assets.retrieval.evaluation import evaluate_collection
+    import embedding_assets as ea
 
     with errors_for_people():
-        name, loaded = _collection(collection)
-        own = loaded.settings.evaluation
-        queries = queries or (own and Path(own.queries))
-        qrels = qrels or (own and Path(own.qrels))
-        if queries is None or qrels is None:
-            raise LookupError(
-                f"Collection '{name}' has no 'evaluation' in its YAML: give --queries and --qrels."
-            )
+        opened = ea.open(collection)
         with console.status("Searching …") if is_terminal(as_json) else nullcontext():
-            result = evaluate_collection(name, loaded.resources, queries, qrels, exact=exact)
+            result = opened.evaluate(queries, qrels, exact=exact)
         if per_query is not None:
             lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
             per_query.write_text("".join(lines))
     row = {
-        "collection": name,
+        "collection": opened.name,
         "ndcg_at_10": round(result.ndcg_at_10, 5),
         "recall_at_10": round(result.recall_at_10, 5),
         "queries": result.queries,
@@ -209,13 +199,12 @@ def plan(
 
     Reads the source, splits and asks the cache; embeds nothing and changes nothing.
     """
-    from embedding_assets.operations.plan import plan as plan_run
+    import embedding_assets as ea
 
     with errors_for_people():
-        name, loaded = _collection(collection)
-        partitions = _partitions(loaded.settings, partition_range)
-        with _progress_lines(as_json) as log, _dagster_instance() as instance:
-            found = plan_run(loaded.settings, loaded.resources, partitions, instance, log)
+        name = (opened := ea.open(collection)).name
+        with _progress_lines(as_json):
+            found = opened.plan(partition_range)
     if as_json:
         json.dump({"collection": name, **asdict(found)}, sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -253,63 +242,21 @@ def _costs(found: "Plan") -> str:
     return costs + (f", about {found.seconds:,.0f} s" if found.tokens else "")
 
 
-def _partitions(settings: "CollectionSettings", asked: str | None) -> list[str]:
-    from embedding_assets.collection.collection import Collection
-
-    known = Collection(settings).partitions.get_partition_keys()
-    if asked is None:
-        return list(known)
-    first, _, last = asked.partition("...")
-    last = last or first
-    for key in (first, last):
-        if key not in known:
-            raise LookupError(
-                f"There is no partition '{key}'; they run from {known[0]} to {known[-1]}."
-            )
-    return list(known[known.index(first) : known.index(last) + 1])
-
-
 @contextmanager
-def _progress_lines(as_json: bool) -> Iterator[logging.Logger]:
-    """A log whose lines somebody at a terminal sees."""
+def _progress_lines(as_json: bool) -> Iterator[None]:
+    """Shows the lines of a plan's log to somebody at a terminal."""
     log = logging.getLogger("embedding_assets.operations.plan")
     handler = logging.StreamHandler(sys.stderr) if is_terminal(as_json) else logging.NullHandler()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
     try:
-        yield log
+        yield
     finally:
         log.removeHandler(handler)
 
 
-@contextmanager
-def _dagster_instance() -> "Iterator[DagsterInstance | None]":
-    """Where Dagster keeps its history, if somebody says so."""
-    if not os.environ.get("DAGSTER_HOME"):
-        yield None
-        return
-    from dagster import DagsterInstance
-
-    with DagsterInstance.get() as instance:
-        yield instance
-
-
-def _uses_of_spaces(resources: "CollectionResources") -> "dict[EmbeddingSpace, str]":
+def _uses_of_spaces(collection: "Collection") -> "dict[EmbeddingSpace, str]":
     """What each space that a collection's settings name is for."""
     uses = ("search", "fallback")
-    return {e.space: use for e, use in zip(resources.embedders, uses, strict=False)}
-
-
-def _collection(name: str | None) -> tuple[str, Any]:
-    from embedding_assets.component import load_collections
-
-    available = load_collections()
-    names = ", ".join(available) or "none"
-    if name is None:
-        if len(available) != 1:
-            raise LookupError(f"Name one with --collection. Collections: {names}.")
-        return next(iter(available.items()))
-    if name not in available:
-        raise LookupError(f"There is no collection '{name}'. Collections: {names}.")
-    return name, available[name]
+    return {e.space: use for e, use in zip(collection.resources.embedders, uses, strict=False)}

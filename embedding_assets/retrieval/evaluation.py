@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.retrieval.search import rank_documents
+from embedding_assets.retrieval.search import IndexReader
 
 CUTOFF = 10
 """The rank at which BEIR and MTEB report, and so do we."""
@@ -272,27 +271,21 @@ def _check(ranking: Sequence[str], k: int) -> None:
         seen.add(document)
 
 
-def evaluate_collection(
-    collection: str,
-    resources: CollectionResources,
-    queries: Path,
-    qrels: Path,
-    *,
-    exact: bool = False,
+def evaluate_index(
+    index: IndexReader, queries: Path, qrels: Path, *, exact: bool = False
 ) -> Evaluation:
     """Searches for every judged query in the whole index and scores the document rankings.
 
     Args:
-        collection: the collection's name.
-        resources: its embedders and stores.
+        index: the collection's.
         queries: JSON Lines file of queries.
         qrels: TSV file of judgements.
         exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or malformed.
-        LookupError: the collection has no index yet.
+        NotFoundError: the collection has no index yet.
     """
     judgements = load_qrels(qrels)
     texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
-    return evaluate(rank_documents(collection, resources, texts, exact=exact), judgements)
+    return evaluate(index.rank_documents(texts, exact=exact), judgements)

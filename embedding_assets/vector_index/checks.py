@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.settings import EvaluationSettings
-from embedding_assets.retrieval.evaluation import evaluate_collection
+from embedding_assets.retrieval.evaluation import evaluate_index
+from embedding_assets.retrieval.search import IndexReader
 from embedding_assets.runs.check_results import EXAMPLES
 from resources.caches.vectors import valid_vectors
 from resources.identity.content_hash import content_hash
@@ -149,9 +150,8 @@ class IndexChecks:
         resources: CollectionResources,
         settings: EvaluationSettings,
     ) -> dg.AssetCheckResult:
-        result = evaluate_collection(
-            self._collection.name, resources, Path(settings.queries), Path(settings.qrels)
-        )
+        index = IndexReader(self._collection.name, resources)
+        result = evaluate_index(index, Path(settings.queries), Path(settings.qrels))
         context.log.info(f"nDCG@10 {result.ndcg_at_10:.4f} over {result.queries} queries")
         return dg.AssetCheckResult(
             asset_key=self._asset,

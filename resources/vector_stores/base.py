@@ -1,9 +1,10 @@
 """The vector store: one table for each pair of collection and embedding space; rows are chunks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -52,7 +53,20 @@ def row_schema(space: EmbeddingSpace) -> pa.Schema:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """One chunk found; `score` is the cosine similarity to the query, from -1 to 1."""
+    """One chunk found.
+
+    Attributes:
+        score: cosine similarity to the query, from -1 to 1.
+        chunk_id: the chunk's key in the store.
+        document_id: the id of its document, as in the source.
+        title: the document's title.
+        text: the chunk's own text, without the context that was embedded with it.
+        span_start: where it begins in the document's text, in characters.
+        span_end: where it ends, exclusive.
+        partition: the partition of the document.
+        timestamp: the document's own time in UTC, if it has one.
+        metadata: the document's other fields.
+    """
 
     score: float
     chunk_id: str
@@ -63,7 +77,7 @@ class SearchHit:
     span_end: int
     partition: str
     timestamp: datetime | None
-    metadata: str
+    metadata: Mapping[str, Any]
 
 
 class VectorStore(dg.ConfigurableResource, ABC):

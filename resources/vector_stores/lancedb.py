@@ -7,6 +7,7 @@ scan. Such remains are deleted in a second commit; if it fails, a later one does
 """
 
 import contextvars
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -209,7 +210,11 @@ class LanceDBVectorStore(VectorStore):
         else:
             query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
         return [
-            SearchHit(score=1.0 - row.pop("_distance"), **row)  # cosine distance = 1 - cosine
+            SearchHit(
+                score=1.0 - row.pop("_distance"),  # cosine distance = 1 - cosine
+                metadata=json.loads(row.pop("metadata")),
+                **row,
+            )
             for row in query.to_arrow().to_pylist()
         ]
 

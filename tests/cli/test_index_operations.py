@@ -9,22 +9,8 @@ from typer.testing import CliRunner
 
 from embedding_assets import component
 from embedding_assets.cli.main import app
-from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.component import LoadedCollection
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline, write_jsonl
-
-
-def _loaded(pipeline: Pipeline) -> dict[str, LoadedCollection]:
-    resources = CollectionResources(
-        source=pipeline.resources["corpus_source"],
-        embedder=pipeline.embedder,
-        fallback=pipeline.fallback,
-        artifacts=pipeline.artifacts,
-        cache=pipeline.cache,
-        store=pipeline.store,
-    )
-    return {"corpus": LoadedCollection(pipeline.collection, resources)}
 
 
 @pytest.fixture
@@ -42,7 +28,9 @@ def with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             fallback=CountingEmbedder(model=fallback) if fallback else None,
             settings=settings | ({"fallback": {"model": fallback}} if fallback else {}),
         )
-        monkeypatch.setattr(component, "load_collections", lambda: _loaded(pipeline))
+        opened = pipeline.opened
+        loaded = [(opened.settings, opened.resources)]
+        monkeypatch.setattr(component, "load_collections", lambda: loaded)
         return pipeline
 
     return change

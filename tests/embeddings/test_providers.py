@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.embeddings.canaries import CANARIES, SpaceDriftError
 from embedding_assets.retrieval.fusion import fuse_rankings
-from embedding_assets.retrieval.search import embedders_of_rows, search
+from embedding_assets.retrieval.search import IndexReader
 from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError, Role
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import CountingEmbedder, fake_vector
@@ -168,26 +168,21 @@ def test_texts_that_the_fallback_refuses_are_errors_too(tmp_path):
     assert not checks(result)["error_rate"]
 
 
-def searchable(pipeline: Pipeline, embedder: Embedder, fallback: Embedder) -> CollectionResources:
-    return CollectionResources(
-        source=pipeline.resources["corpus_source"],
-        embedder=embedder,
-        fallback=fallback,
-        artifacts=pipeline.artifacts,
-        cache=pipeline.cache,
-        store=pipeline.store,
-    )
+def searchable(pipeline: Pipeline, embedder: Embedder, fallback: Embedder) -> IndexReader:
+    resources = replace(pipeline.opened.resources, embedder=embedder, fallback=fallback)
+    return IndexReader(pipeline.name, resources)
 
 
 def test_the_old_model_as_fallback_of_a_new_one_is_searched_before_the_new_one_has_run(tmp_path):
     old = CountingEmbedder(model="old")
     pipeline = make(tmp_path, old)
     pipeline.run("2021", "2022")
-    resources = searchable(pipeline, CountingEmbedder(model="new"), old)
+    new = CountingEmbedder(model="new")
+    index = searchable(pipeline, new, old)
     row = pipeline.rows(old)[0]
-    hits = search("corpus", resources, row["context"] + row["text"], 4)
+    hits = index.search(row["context"] + row["text"], 4)
     assert hits[0].chunk_id == row["chunk_id"]
-    assert resources.embedder.texts == []
+    assert new.texts == []
 
 
 def test_while_documents_are_in_two_spaces_search_asks_both_and_fuses_the_ranks(tmp_path):
@@ -196,10 +191,10 @@ def test_while_documents_are_in_two_spaces_search_asks_both_and_fuses_the_ranks(
     pipeline = make(tmp_path, primary, fallback=fallback, settings={"fallback": {"model": "other"}})
     pipeline.run("2021", "2022")
     (tmp_path / "works again").touch()
-    resources = searchable(pipeline, primary, fallback)
-    assert [e.space.model for e in embedders_of_rows("corpus", resources)] == ["fake", "other"]
+    index = searchable(pipeline, primary, fallback)
+    assert [e.space.model for e in index.embedders()] == ["fake", "other"]
     row = pipeline.rows(fallback)[0]
-    hits = search("corpus", resources, row["context"] + row["text"], 4)
+    hits = index.search(row["context"] + row["text"], 4)
     assert hits[0].chunk_id == row["chunk_id"] or hits[1].chunk_id == row["chunk_id"]
     assert {hit.partition for hit in hits[:2]} == {"2021", "2022"}
 

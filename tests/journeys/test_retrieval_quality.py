@@ -2,8 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.retrieval.evaluation import evaluate_collection
 from resources.embedders.local import LocalEmbedder
 from tests.support.pipeline import SHARED_DATA, Pipeline, checks, numbers
 
@@ -32,12 +30,5 @@ def test_xquad_scores_as_published_through_the_whole_pipeline(
     result = pipeline.run()
     assert numbers(result, "embeddings")["embedded"] == len(pipeline.rows()) == 240
     assert all(checks(result).values())
-    resources = CollectionResources(
-        pipeline.resources["xquad_source"],
-        pipeline.embedder,
-        pipeline.artifacts,
-        pipeline.cache,
-        pipeline.store,
-    )
-    evaluation = evaluate_collection("xquad", resources, queries, qrels)
+    evaluation = pipeline.opened.evaluate(queries, qrels)
     assert evaluation.ndcg_at_10 == pytest.approx(PUBLISHED_NDCG_AT_10, abs=0.001)

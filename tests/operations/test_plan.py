@@ -11,8 +11,6 @@ from typer.testing import CliRunner
 
 from embedding_assets.cli import main as cli
 from embedding_assets.cli.main import app
-from embedding_assets.collection.collection import CollectionResources
-from embedding_assets.component import LoadedCollection
 from embedding_assets.operations.plan import Plan, plan
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline, numbers, per_partition, write_jsonl
@@ -27,21 +25,11 @@ class PricedEmbedder(CountingEmbedder):
         return tokens / 1_000
 
 
-def resources(pipeline: Pipeline) -> CollectionResources:
-    return CollectionResources(
-        source=pipeline.resources[f"{pipeline.name}_source"],
-        embedder=pipeline.embedder,
-        artifacts=pipeline.artifacts,
-        cache=pipeline.cache,
-        store=pipeline.store,
-    )
-
-
 def planned(pipeline: Pipeline, instance: dg.DagsterInstance | None = None) -> Plan:
     assert pipeline.partitions is not None
     keys = pipeline.partitions.get_partition_keys()
     log = logging.getLogger("test")
-    return plan(pipeline.collection, resources(pipeline), keys, instance, log)
+    return plan(pipeline.collection, pipeline.opened.resources, keys, instance, log)
 
 
 @pytest.fixture
@@ -121,8 +109,8 @@ def test_time_is_told_from_the_speed_of_the_last_runs(
 
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    collections = {"corpus": LoadedCollection(pipeline.collection, resources(pipeline))}
-    monkeypatch.setattr("embedding_assets.component.load_collections", lambda: collections)
+    loaded = [(pipeline.collection, pipeline.opened.resources)]
+    monkeypatch.setattr("embedding_assets.component.load_collections", lambda: loaded)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     return pipeline
 

@@ -11,11 +11,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedding_assets.api import Collection
 from embedding_assets.artifacts.keys import (
     documents_key,
     documents_quarantine_key,
     embeddings_quarantine_key,
 )
+from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.artifact_stores.files import FileArtifactStore
@@ -67,6 +69,19 @@ class Pipeline:
             dg.AssetKey([self.name, "documents"])
         ).partitions_def
         assert self.partitions is not None
+
+    @property
+    def opened(self) -> Collection:
+        """The handle of the Python API."""
+        resources = CollectionResources(
+            source=self.resources[f"{self.name}_source"],
+            embedder=self.embedder,
+            fallback=self.fallback,
+            artifacts=self.artifacts,
+            cache=self.cache,
+            store=self.store,
+        )
+        return Collection(self.collection, resources)
 
     @cached_property
     def _instance(self) -> dg.DagsterInstance:

@@ -1,0 +1,223 @@
+"""The Python API: the project's collections, each with a handle to search, embed, plan, evaluate.
+
+```python
+import embedding_assets as ea
+
+peps = ea.open("peps")
+peps.search("compare two dictionaries", k=3).to_pandas()
+```
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding_assets.artifacts.keys import documents_key
+from embedding_assets.artifacts.schemas import DOCUMENTS
+from embedding_assets.collection.collection import CollectionResources
+from embedding_assets.collection.partitions import partitions_definition
+from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.retrieval.evaluation import Evaluation, evaluate_index
+from embedding_assets.retrieval.hits import Hits
+from embedding_assets.retrieval.search import IndexReader
+from embedding_assets.retrieval.text_vectors import text_vectors
+from resources.embedders.base import Role
+from resources.errors import InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from embedding_assets.operations.plan import Plan
+
+Partitions = str | Sequence[str] | None
+"""One partition, a range "FIRST...LAST", a list of partitions; None: all of them."""
+
+_DOCUMENT_COLUMNS = ("id", "title", "text", "timestamp", "metadata")
+_DOCUMENTS = pa.schema([("partition", pa.string()), *map(DOCUMENTS.field, _DOCUMENT_COLUMNS)])
+
+
+class Collection:
+    """A corpus and its vector index, for use outside of Dagster.
+
+    `open` gives one of the project's; with settings and resources of your own it needs no project.
+
+    Attributes:
+        settings: what its YAML file says.
+        resources: its source, embedders, cache and stores.
+    """
+
+    def __init__(self, settings: CollectionSettings, resources: CollectionResources) -> None:
+        self.settings = settings
+        self.resources = resources
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r}: {self.settings.source.path}>"
+
+    @property
+    def name(self) -> str:
+        """Prefix of its asset keys, and name of its tables."""
+        return self.settings.name
+
+    @cached_property
+    def partitions(self) -> tuple[str, ...]:
+        """The keys of all its partitions, in order."""
+        return tuple(partitions_definition(self.settings.partitions).get_partition_keys())
+
+    def search(self, text: str, k: int = 5, *, exact: bool = False) -> Hits:
+        """Finds the k chunks nearest to a text, best first.
+
+        Args:
+            text: what to look for.
+            k: how many chunks.
+            exact: compare with every chunk; otherwise a large index may miss some of the best.
+
+        Raises:
+            InvalidInputError: the text is empty.
+            NotFoundError: the collection has no index yet.
+        """
+        return IndexReader(self.name, self.resources).search(text, k, exact=exact)
+
+    def embed(self, texts: Sequence[str], role: Role = "document") -> np.ndarray:
+        """Embeds texts as the pipeline does: through the cache, which then holds them.
+
+        Args:
+            texts: n texts, each of at most the model's limit in tokens; the rest is cut off.
+            role: "document" or "query"; some models prompt them differently.
+
+        Returns:
+            Shape (n, dimension), float32.
+        """
+        return text_vectors(self.resources.cache, self.resources.embedder, texts, role)
+
+    def documents(self, partitions: Partitions = None) -> pa.RecordBatchReader:
+        """Streams the documents as they were last read from the source.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all.
+
+        Returns:
+            The columns partition, id, title, text, timestamp and metadata (JSON). `read_pandas()`
+            or `read_all()` takes all of them into memory.
+
+        Raises:
+            NotFoundError: there is no such partition, or none of them was materialized.
+        """
+        store = self.resources.artifacts
+        asked = self._partitions(partitions)
+        present = [one for one in asked if store.exists(documents_key(self.name, one))]
+        if not present:
+            raise NotFoundError(
+                f"Collection '{self.name}' has no documents there yet. Materialize "
+                f"'{self.name}/documents' first."
+            )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for partition in present:
+                with store.reading(documents_key(self.name, partition)) as path:
+                    for batch in pq.ParquetFile(path).iter_batches(columns=_DOCUMENT_COLUMNS):
+                        constant = pa.array([partition] * len(batch), pa.string())
+                        yield pa.record_batch([constant, *batch.columns], schema=_DOCUMENTS)
+
+        return pa.RecordBatchReader.from_batches(_DOCUMENTS, batches())
+
+    def plan(self, partitions: Partitions = None) -> "Plan":
+        """What materializing would change, embed and cost now; nothing is changed or embedded.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all.
+
+        Raises:
+            NotFoundError: there is no such partition.
+        """
+        from embedding_assets.operations.plan import plan
+
+        asked = self._partitions(partitions)
+        with _dagster_instance() as instance:
+            log = logging.getLogger(plan.__module__)
+            return plan(self.settings, self.resources, asked, instance, log)
+
+    def evaluate(
+        self,
+        queries: str | Path | None = None,
+        qrels: str | Path | None = None,
+        *,
+        exact: bool = False,
+    ) -> Evaluation:
+        """Measures retrieval quality against relevance judgements, in the layout of BEIR.
+
+        Args:
+            queries: JSON Lines file of {"_id": ..., "text": ...}; by default the collection's own.
+            qrels: TSV file of query id, document id, relevance; by default the collection's own.
+            exact: compare with every chunk.
+
+        Raises:
+            InvalidInputError: a file is malformed, or the collection has none of its own.
+            FileNotFoundError: there is no such file.
+            NotFoundError: the collection has no index yet.
+        """
+        own = self.settings.evaluation
+        queries = queries or (own and own.queries)
+        qrels = qrels or (own and own.qrels)
+        if queries is None or qrels is None:
+            raise InvalidInputError(
+                f"Collection '{self.name}' has no 'evaluation' in its YAML: name the files of "
+                "queries and of qrels."
+            )
+        index = IndexReader(self.name, self.resources)
+        return evaluate_index(index, Path(queries), Path(qrels), exact=exact)
+
+    def _partitions(self, asked: Partitions) -> list[str]:
+        if asked is None:
+            return list(self.partitions)
+        if isinstance(asked, str):
+            first, _, last = asked.partition("...")
+            return list(self.partitions[self._index_of(first) : self._index_of(last or first) + 1])
+        return [self.partitions[self._index_of(key)] for key in asked]
+
+    def _index_of(self, partition: str) -> int:
+        if partition not in self.partitions:
+            raise NotFoundError(
+                f"There is no partition '{partition}'; they run from {self.partitions[0]} to "
+                f"{self.partitions[-1]}."
+            )
+        return self.partitions.index(partition)
+
+
+def collections() -> dict[str, Collection]:
+    """The project's collections by name, sorted.
+
+    Raises:
+        Exception: Dagster's own, naming file and field, if a YAML file is wrong.
+    """
+    from embedding_assets.component import load_collections
+
+    return {settings.name: Collection(settings, own) for settings, own in load_collections()}
+
+
+def open(name: str | None = None) -> Collection:
+    """One of the project's collections; the name may be left out if there is only one.
+
+    Raises:
+        NotFoundError: there is no such collection, or several and no name.
+    """
+    available = collections()
+    names = ", ".join(available) or "none"
+    if name is None:
+        if len(available) != 1:
+            raise NotFoundError(f"Name a collection. Collections: {names}.")
+        (name,) = available
+    if name not in available:
+        raise NotFoundError(f"There is no collection '{name}'. Collections: {names}.")
+    return available[name]
+
+
+def _dagster_instance() -> AbstractContextManager[dg.DagsterInstance | None]:
+    """Where Dagster keeps its history, if somebody says so."""
+    return dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else nullcontext()

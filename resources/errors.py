@@ -1,0 +1,88 @@
+"""What can go wrong, by kind. An error that is none of these is a bug of this project's."""
+
+from typing import ClassVar, Literal
+
+FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
+
+
+class EmbeddingAssetsError(Exception):
+    """Base of all errors raised on purpose; each says in a sentence what to do."""
+
+
+class InvalidInputError(EmbeddingAssetsError, ValueError):
+    """A user's mistake: in settings, environment variables, URLs, arguments or files of theirs."""
+
+
+class NotFoundError(InvalidInputError, LookupError):
+    """There is no collection, partition, index or file of the name that was given."""
+
+
+class MissingPackageError(InvalidInputError, ImportError):
+    """What was asked for needs packages that are not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        """Args:
+        what: that needs them.
+        extra: of this project, which brings them.
+        """
+        super().__init__(
+            f"{what} needs packages that are not installed: pip install 'embedding-assets[{extra}]'"
+        )
+
+
+class EmbeddingError(EmbeddingAssetsError):
+    """Texts could not be embedded.
+
+    Attributes:
+        kind: what `fallback.when` may name; "settings" is for the user to put right.
+        blames_text: whether one of the texts may be the reason; then the others may still succeed.
+    """
+
+    kind: ClassVar[FailureKind] = "error"
+    blames_text: ClassVar[bool] = False
+
+
+class TextError(EmbeddingError):
+    """One of the texts may be what the model or the server cannot take."""
+
+    blames_text = True
+
+
+class ModelError(EmbeddingError):
+    """The model is not there, cannot be loaded, or died."""
+
+
+class SelfCheckError(ModelError):
+    """The model's vectors are not what they should be."""
+
+
+class SettingsError(EmbeddingError, InvalidInputError):
+    """The embedder's settings contradict the model or the server."""
+
+    kind = "settings"
+
+
+class BudgetError(SettingsError):
+    """The run would spend more than it may."""
+
+
+class EmbedderUnavailableError(EmbeddingError):
+    """The server does not answer, or answers nobody for now."""
+
+    kind = "unavailable"
+
+
+class CredentialsError(EmbedderUnavailableError, InvalidInputError):
+    """The key is missing, or the server refuses it."""
+
+
+class EmbedderOutOfMemoryError(EmbeddingError):
+    """The device has no memory for the model."""
+
+    kind = "out_of_memory"
+
+
+class TextOutOfMemoryError(EmbedderOutOfMemoryError):
+    """The device has no memory for these texts, but may have some for others."""
+
+    blames_text = True
