@@ -112,10 +112,10 @@ class Scratch:
             cursor.unregister("incoming")
 
     def insert(self, table: str, rows: pa.RecordBatch | pa.Table, only: str = "") -> None:
-        """Inserts those rows of `incoming` that the SQL after FROM leaves."""
+        """Inserts, column by name, those rows of `incoming` that the SQL after FROM leaves."""
         with self._database.cursor() as cursor:
             cursor.register("incoming", _as_table(rows))
-            cursor.execute(f"INSERT INTO {table} SELECT * FROM incoming {only}")
+            cursor.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming {only}")
             cursor.unregister("incoming")
 
     def drop(self, *tables: str) -> None:

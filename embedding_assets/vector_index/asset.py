@@ -6,12 +6,10 @@ import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
 from embedding_assets.collection.collection import Collection
-from embedding_assets.collection.partitions import partition_for
-from embedding_assets.runs.grouping import group_small
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 from embedding_assets.vector_index.checks import IndexChecks
-from embedding_assets.vector_index.update import IndexUpdate, PartitionFiles, replace_rows
+from embedding_assets.vector_index.update import IndexUpdate, replace_rows
 
 
 def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
@@ -30,32 +28,22 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
         spaces = [embedder.space for embedder in resources.embedders]
         with RangeRun(context, essential=("rows_written",)) as run, ExitStack() as stack:
             updates = [
-                IndexUpdate(
-                    collection.name,
-                    spaces,
-                    place,
-                    resources.artifacts,
-                    resources.store,
-                    stack.enter_context(scratch()),
-                    resources.source.period_of,
-                    collection.partitions.get_partition_keys(),
-                    partition_for(collection.settings.partitions),
-                )
-                for place in range(len(spaces))
+                IndexUpdate(collection, resources, rank, stack.enter_context(scratch()))
+                for rank in range(len(spaces))
             ]
             for update in updates:
                 update.begin(run.partitions)
             progress = Progress(context.log, "partitions indexed", len(run.partitions))
-            first = updates[0]
-            for group in group_small(run.partitions, first.opened, PartitionFiles.size):
+            for group in updates[0].groups():
                 replaced = replace_rows(updates, group)
                 progress.advance(len(group))
-                run.finish(
-                    {p: {**own, "embedding_space": spaces[0].id} for p, own in replaced.items()}
-                )
+                same = {"embedding_space": spaces[0].id}
+                run.finish({p: {**own.metadata(), **same} for p, own in replaced.items()})
             for space in spaces:
                 resources.store.maintain(collection.name, space)
-            results = checks.results(context, resources, updates)
+            integrity = [update.repair() for update in updates]
+            completeness = [update.completeness() for update in updates]
+            results = checks.results(context, resources, integrity, completeness)
         return dg.MaterializeResult(check_results=results)
 
     return vector_index

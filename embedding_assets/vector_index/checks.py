@@ -2,22 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
-import numpy as np
-import pyarrow as pa
 
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.settings import EvaluationSettings
 from embedding_assets.retrieval.evaluation import evaluate_index
 from embedding_assets.retrieval.search import IndexReader
 from embedding_assets.runs.check_results import EXAMPLES
-from resources.caches.vectors import valid_vectors
-from resources.identity.content_hash import content_hash
-
-if TYPE_CHECKING:
-    from embedding_assets.vector_index.update import IndexUpdate
+from embedding_assets.vector_index.numbers import Completeness, Integrity
 
 
 class IndexChecks:
@@ -62,9 +55,14 @@ class IndexChecks:
         self,
         context: dg.AssetExecutionContext,
         resources: CollectionResources,
-        updates: Sequence["IndexUpdate"],
+        integrity: Sequence[Integrity],
+        completeness: Sequence[Completeness],
     ) -> list[dg.AssetCheckResult]:
-        results = [self._integrity(resources, updates), self._completeness(resources, updates)]
+        """Judges what was found in the tables of the spaces, of which there is one entry each."""
+        results = [
+            self._integrity(resources, integrity),
+            self._completeness(resources, completeness),
+        ]
         if self._collection.settings.fallback:
             results.append(self._fallback_share(resources))
         if self._collection.settings.evaluation:
@@ -72,63 +70,47 @@ class IndexChecks:
         return results
 
     def _integrity(
-        self, resources: CollectionResources, updates: Sequence["IndexUpdate"]
+        self, resources: CollectionResources, tables: Sequence[Integrity]
     ) -> dg.AssetCheckResult:
-        """Reads the rows back; damaged ones are written again, and then looked at once more."""
-        rows = repaired = 0
-        damaged: list[str] = []
-        bad_vectors: list[str] = []
-        bad_keys: list[str] = []
-        for update in updates:
-            found, vectors, keys = _damaged_rows(resources, update)
-            if vectors or keys:
-                first = {*vectors, *keys}
-                damaged += sorted(first)
-                update.repair(sorted(first))
-                found, vectors, keys = _damaged_rows(resources, update)
-                repaired += len(first - {*vectors, *keys})
-            rows += found
-            bad_vectors += vectors
-            bad_keys += keys
+        invalid_vectors = sum(len(table.left.invalid_vectors) for table in tables)
+        wrong_keys = sum(len(table.left.wrong_keys) for table in tables)
+        damaged = [chunk_id for table in tables for chunk_id in table.found.chunk_ids]
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="vector_integrity",
-            passed=not bad_vectors and not bad_keys,
+            passed=not invalid_vectors and not wrong_keys,
             metadata={
-                "rows_checked": rows,
-                "rows_repaired": repaired,
-                "invalid_vectors": len(bad_vectors),
-                "keys_not_recomputable": len(bad_keys),
+                "rows_checked": sum(table.left.rows for table in tables),
+                "rows_repaired": sum(table.repaired for table in tables),
+                "invalid_vectors": invalid_vectors,
+                "keys_not_recomputable": wrong_keys,
                 "examples": ", ".join(damaged[:EXAMPLES]) or "none",
-                "embedding_space": ", ".join(update.space.id for update in updates),
+                "embedding_space": ", ".join(e.space.id for e in resources.embedders),
             },
         )
 
     def _completeness(
-        self, resources: CollectionResources, updates: Sequence["IndexUpdate"]
+        self, resources: CollectionResources, tables: Sequence[Completeness]
     ) -> dg.AssetCheckResult:
-        missing, surplus, broken = np.sum([update.differences() for update in updates], axis=0)
-        documents = sum(update.documents_missing for update in updates)
+        differences = {
+            "documents_missing": sum(table.documents_missing for table in tables),
+            "chunks_missing": sum(table.chunks_missing for table in tables),
+            "chunks_surplus": sum(table.chunks_surplus for table in tables),
+            "documents_with_gaps": sum(table.documents_with_gaps for table in tables),
+        }
         return dg.AssetCheckResult(
             asset_key=self._asset,
             check_name="completeness",
-            passed=not (missing or surplus or broken or documents),
-            metadata={
-                "documents_missing": documents,
-                "chunks_missing": int(missing),
-                "chunks_surplus": int(surplus),
-                "documents_with_gaps": int(broken),
-                "rows_in_index": sum(
-                    resources.store.count(update.collection, update.space) for update in updates
-                ),
-            },
+            passed=not any(differences.values()),
+            metadata={**differences, "rows_in_index": sum(self._row_counts(resources))},
         )
 
+    def _row_counts(self, resources: CollectionResources) -> list[int]:
+        store, name = resources.store, self._collection.name
+        return [store.count(name, embedder.space) for embedder in resources.embedders]
+
     def _fallback_share(self, resources: CollectionResources) -> dg.AssetCheckResult:
-        rows = [
-            resources.store.count(self._collection.name, embedder.space)
-            for embedder in resources.embedders
-        ]
+        rows = self._row_counts(resources)
         share = sum(rows[1:]) / sum(rows) if sum(rows) else 0.0
         most = self._collection.settings.checks.max_fallback_share
         return dg.AssetCheckResult(
@@ -164,41 +146,3 @@ class IndexChecks:
                 "min_ndcg_at_10": settings.min_ndcg_at_10,
             },
         )
-
-
-def _damaged_rows(
-    resources: CollectionResources, update: "IndexUpdate"
-) -> tuple[int, list[str], list[str]]:
-    """Reads the rows of the run's partitions back from the store.
-
-    Returns:
-        The number of rows, and the chunk ids of those with an invalid vector, and of those whose
-        content hash is not that of their text.
-    """
-    space = update.space
-    rows, bad_vectors, bad_keys = 0, [], []
-    for batch in resources.store.scan(
-        update.collection,
-        space,
-        ["chunk_id", "content_hash", "context", "text", "vector"],
-        partitions=update.partitions,
-    ):
-        rows += len(batch)
-        vectors = batch["vector"]
-        matrix = np.zeros((len(batch), space.dimension), dtype=np.float32)
-        if not vectors.null_count and vectors.type.list_size == space.dimension:
-            matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(matrix.shape)
-        chunks = batch["chunk_id"]
-        bad_vectors += chunks.filter(pa.array(~valid_vectors(space, matrix))).to_pylist()
-        bad_keys += [
-            chunk
-            for chunk, key, context, text in zip(
-                chunks.to_pylist(),
-                batch["content_hash"].to_pylist(),
-                batch["context"].to_pylist(),
-                batch["text"].to_pylist(),
-                strict=True,
-            )
-            if key != content_hash((context or "") + (text or ""))
-        ]
-    return rows, bad_vectors, bad_keys

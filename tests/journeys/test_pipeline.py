@@ -17,7 +17,6 @@ from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.settings import ChunkingSettings
 from embedding_assets.deduplicated_chunks.chunks import Splitter
 from embedding_assets.runs.history import latest_materializations
-from embedding_assets.vector_index.update import IndexUpdate
 from resources.caches.vectors import CONTENT_HASH_TYPE
 from resources.embedders.base import EmbeddingBatch, EmbeddingError, Role
 from resources.identity.content_hash import content_hash
@@ -300,14 +299,14 @@ def test_a_run_does_not_remove_what_another_has_put_elsewhere_at_the_same_time(
     pipeline.run()
     write_jsonl(tmp_path / "source" / "a.jsonl", [*staying, _dated("m", "2024-06-01")])
     pipeline.run(assets=["documents", "deduplicated_chunks", "embeddings"])
-    commit = IndexUpdate._commit
+    replace = LanceDBVectorStore.replace
 
-    def late_commit(*given: Any) -> None:
+    def late_replace(*given: Any, **options: Any) -> None:
         monkeypatch.undo()
         pipeline.run("2024", assets=["vector_index"])
-        commit(*given)
+        replace(*given, **options)
 
-    monkeypatch.setattr(IndexUpdate, "_commit", late_commit)
+    monkeypatch.setattr(LanceDBVectorStore, "replace", late_replace)
     pipeline.run("2023", assets=["vector_index"])
     partitions = {row["document_id"]: row["partition"] for row in pipeline.rows()}
     assert partitions == {"s3": "2023", "s4": "2024", "m": "2024"}
