@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key, documents_quarantine_key
 from embedding_assets.artifacts.parquet import grouped_by_partition, write_parquet
-from embedding_assets.artifacts.quarantine import DUPLICATE_DETAIL
+from embedding_assets.artifacts.quarantine import DUPLICATE_DETAIL, replace_quarantine
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE, SOURCE_DIGEST, SOURCE_FILES
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import Collection
@@ -325,13 +325,20 @@ def _write_quarantine(
     key = documents_quarantine_key(collection, partition)
     if not has_refusals and not artifacts.exists(key):
         return 0
-    return _merge_quarantine(
+    return replace_quarantine(
         database,
         artifacts,
         key,
         "SELECT * EXCLUDE (partition) FROM refusals WHERE partition = $partition",
-        {"partition": partition},
+        same=_SAME_REFUSAL,
+        partition=partition,
     )
+
+
+_SAME_REFUSAL = """
+    known.reason = fresh.reason AND known.file = fresh.file
+    AND known.line IS NOT DISTINCT FROM fresh.line
+"""
 
 
 def _write_unplaced_quarantine(
@@ -349,7 +356,7 @@ def _write_unplaced_quarantine(
         read = {file.path for file in source.files(read_periods)}
         unread = {file.path for file in source.files()} - read
     fresh = "SELECT * EXCLUDE (partition) FROM refusals WHERE partition IS NULL"
-    _merge_quarantine(database, artifacts, key, fresh, {}, keep_files=unread)
+    replace_quarantine(database, artifacts, key, fresh, same=_SAME_REFUSAL, keep_files=unread)
 
 
 def _forget_files_that_are_gone(
@@ -366,45 +373,3 @@ def _forget_files_that_are_gone(
     if len(kept) < len(known):
         with artifacts.writing(key) as path:
             write_parquet(path, QUARANTINE, kept.to_batches())
-
-
-def _merge_quarantine(
-    database: Scratch,
-    artifacts: ArtifactStore,
-    key: str,
-    fresh: str,
-    parameters: dict[str, Any],
-    *,
-    keep_files: Iterable[str] = (),
-) -> int:
-    """Writes the fresh refusals; those that were there before count one attempt more.
-
-    Known entries of `keep_files` stay as they are.
-    """
-    there_before = artifacts.exists(key)
-    database.create("known", QUARANTINE)
-    if there_before:
-        with artifacts.reading(key) as previous:
-            database.execute("INSERT INTO known SELECT * FROM read_parquet($p)", p=str(previous))
-    database.execute(
-        f"""
-        CREATE OR REPLACE TABLE merged AS
-        SELECT *, 1 + coalesce((
-            SELECT max(attempts) FROM known
-            WHERE known.reason = fresh.reason AND known.file = fresh.file
-              AND known.line IS NOT DISTINCT FROM fresh.line
-        ), 0) AS attempts
-        FROM ({fresh}) fresh
-        """,
-        **parameters,
-    )
-    database.execute(
-        "INSERT INTO merged SELECT * FROM known WHERE file IN (SELECT unnest($kept::VARCHAR[]))",
-        kept=list(keep_files),
-    )
-    entries = database.row("SELECT count(*) FROM merged")[0]
-    if entries or there_before:
-        with artifacts.writing(key) as path:
-            rows = database.stream("SELECT * FROM merged ORDER BY file, line, reason")
-            write_parquet(path, QUARANTINE, rows)
-    return entries
