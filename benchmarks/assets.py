@@ -19,6 +19,8 @@ EMBEDDER_KEY = "benchmark_embedder"
 
 
 class BatchSizeConfig(dg.Config):
+    """What the comparison of batch sizes measures."""
+
     sentences: int = Field(
         default=1_000, ge=1, description="Sentences of the sample collection to embed."
     )
@@ -36,6 +38,8 @@ class BatchSizeConfig(dg.Config):
 
 
 class CacheConfig(dg.Config):
+    """What the comparison of ways to use the cache measures."""
+
     sentences: int = Field(
         default=2_000, ge=2, description="Sentences of the sample collection to embed."
     )
@@ -45,7 +49,7 @@ class CacheConfig(dg.Config):
     flush_size: int = Field(
         default=EmbedderSettings().flush_size,
         ge=1,
-        description="Most texts in work that are not yet durable in the cache.",
+        description="Maximum number of texts in work that are not yet durable in the cache.",
     )
     one_at_a_time: int = Field(
         default=200, ge=1, description="Texts for the slowest way; its time is scaled to all."

@@ -195,6 +195,8 @@ class OurAssets(Ours):
 
 
 class OurAssetsInFp32(OurAssets):
+    """`OurAssets` without bf16, the precision that all the others compute in."""
+
     precision = "fp32"
 
 

@@ -16,6 +16,8 @@ _LOG = logging.getLogger("embedding_assets.notifier")
 
 
 class Notifier(dg.ConfigurableResource, ABC):
+    """Tells people what an asset, a check or a sensor wants them to know."""
+
     @abstractmethod
     def notify(self, title: str, text: str) -> str:
         """Tells somebody; never raises, for the trouble it reports on is trouble enough.

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
-_LONGEST = ("test_user_journey", "test_snapshots", "test_kill", "test_browser")
+_LONGEST = tuple(
+    f"tests/journeys/test_{name}.py" for name in ("user_journey", "snapshots", "kill", "browser")
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests begin first: at the end, one core would wait for another."""
-    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{n}" for n in _LONGEST)))
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ _ROWS_READ_PER_VECTOR = 10
 
 
 class ReportConfig(dg.Config):
+    """What a run of the report looks at."""
+
     materializations: int = Field(
         default=5_000,
         ge=1,
