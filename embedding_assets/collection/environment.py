@@ -5,12 +5,14 @@ A variable that is set wins over the file `.env` in the project's folder, and th
 
 import os
 from pathlib import Path
-from typing import Any
 
 from dagster_shared.utils.config import discover_config_file, locate_dg_config_in_folder
 from dotenv import load_dotenv
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resources.errors import InvalidInputError
+from resources.urls import in_folder
 
 _PREFIX = "EMBEDDING_"
 _CHECKOUT = Path(__file__).parents[2]
@@ -30,8 +32,9 @@ class Environment(BaseSettings):
     data_dir: Path = Field(
         default=Path("data"), description="Folder of all outputs; relative to the project."
     )
-    cache: SecretStr | None = Field(
+    cache: str | None = Field(
         default=None,
+        repr=False,
         description="Embedding cache: path of a DuckDB file, or redis://…; by default "
         "cache.duckdb in data_dir.",
     )
@@ -39,23 +42,43 @@ class Environment(BaseSettings):
         default=0, ge=0, description="Megabytes of vectors that are kept in memory, too."
     )
     cache_username: str | None = Field(default=None, description="Redis user of the cache.")
-    cache_password: SecretStr | None = Field(
-        default=None, description="Redis password of the cache."
+    cache_password: str | None = Field(
+        default=None, repr=False, description="Redis password of the cache."
     )
-    rate_limiter: SecretStr | None = Field(
+    vectors: str | None = Field(
         default=None,
+        repr=False,
+        description="Vector store: a LanceDB folder, or one on object storage such as s3://…; by "
+        "default vectors in data_dir.",
+    )
+    artifacts: str | None = Field(
+        default=None,
+        repr=False,
+        description="Files that assets leave for each other: a folder, or any fsspec URL of one; "
+        "by default artifacts in data_dir.",
+    )
+    rate_limiter: str | None = Field(
+        default=None,
+        repr=False,
         description="redis://… that shares rate limits between machines; by default those of a "
         "machine share theirs in files.",
     )
     prices: Path | None = Field(default=None, description="YAML file of prices by model.")
-    webhook_url: SecretStr | None = Field(
-        default=None, description="Where failures are posted; by default they are logged only."
+    webhook_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Where failures are posted; by default they are logged only.",
     )
 
     @field_validator("data_dir")
     @classmethod
-    def _in_project(cls, path: Path, info: Any) -> Path:
-        return info.data.get("project", Path()) / path.expanduser()
+    def _in_project(cls, path: Path, info: ValidationInfo) -> Path:
+        return info.data["project"] / path.expanduser()
+
+    @field_validator("cache", "vectors", "artifacts")
+    @classmethod
+    def _path_in_project(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return url and in_folder(url, info.data["project"])
 
     @property
     def models(self) -> Path:
@@ -71,7 +94,7 @@ def read_environment(around: Path | None = None) -> Environment:
             working directory.
 
     Raises:
-        ValueError: a variable holds what it cannot mean, or there is no project.
+        InvalidInputError: a variable holds what it cannot mean, or there is no project.
     """
     project = _project(around or Path.cwd())
     load_dotenv(project / ".env")
@@ -81,7 +104,7 @@ def read_environment(around: Path | None = None) -> Environment:
         # Without the values: some are secrets.
         wrong = (f"{_PREFIX}{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
         message = f"The environment, or {project / '.env'}: {'; '.join(wrong)}."
-    raise ValueError(message)
+    raise InvalidInputError(message)
 
 
 def _project(around: Path) -> Path:
@@ -89,7 +112,7 @@ def _project(around: Path) -> Path:
     if named := os.environ.get(variable):
         folder = Path(named).expanduser().absolute()
         if locate_dg_config_in_folder(folder) is None:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{variable} must name the folder of a Dagster project, with [tool.dg.project] in "
                 f"its pyproject.toml; {folder} is none."
             )
@@ -97,7 +120,7 @@ def _project(around: Path) -> Path:
     for start in (around, _CHECKOUT):
         if found := discover_config_file(start):
             return found.parent
-    raise ValueError(
+    raise InvalidInputError(
         f"There is no Dagster project around {around}: no folder upwards has a pyproject.toml with "
         f"[tool.dg.project]. Go there, or set {variable} to its folder."
     )

@@ -5,27 +5,26 @@ from typing import Any
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.settings import CollectionSettings, EmbedderSettings
-from resources.artifact_stores.files import FileArtifactStore
+from resources.artifact_stores.from_url import artifact_store_from_url
 from resources.caches.from_url import cache_from_url
 from resources.document_sources import FieldNames, FileDocumentSource
 from resources.embedders.base import Embedder
 from resources.embedders.local import LocalEmbedder
 from resources.embedders.openai.embedder import OpenAIEmbedder
 from resources.notifier import LogNotifier, WebhookNotifier
-from resources.vector_stores.lancedb import LanceDBVectorStore
+from resources.vector_stores.from_url import vector_store_from_url
 
 
 def shared_resources(environment: Environment | None = None) -> dict[str, Any]:
     """The resources that all collections have in common, by resource key."""
     environment = environment or read_environment()
     data = environment.data_dir
-    cache = environment.cache.get_secret_value() if environment.cache else None
     return {
-        "artifact_store": FileArtifactStore(url=str(data / "artifacts")),
+        "artifact_store": artifact_store_from_url(environment.artifacts or str(data / "artifacts")),
         "embedding_cache": cache_from_url(
-            cache or str(data / "cache.duckdb"), environment.cache_memory_mb
+            environment.cache or str(data / "cache.duckdb"), environment.cache_memory_mb
         ),
-        "vector_store": LanceDBVectorStore(uri=str(data / "vectors")),
+        "vector_store": vector_store_from_url(environment.vectors or str(data / "vectors")),
         "notifier": WebhookNotifier() if environment.webhook_url else LogNotifier(),
     }
 

@@ -1,16 +1,7 @@
 """Which embedding cache a URL means."""
 
-from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
-
 from resources.caches.base import EmbeddingCache
-
-_FIELDS = {
-    "ttl": ("ttl_seconds", int),
-    "prefix": ("key_prefix", str),
-    "storage": ("storage", str),
-    "timeout": ("timeout", float),
-}
+from resources.urls import local_path, made_from_url, seconds, split_options, without_options
 
 
 def cache_from_url(url: str, memory_megabytes: int = 0) -> EmbeddingCache:
@@ -18,27 +9,15 @@ def cache_from_url(url: str, memory_megabytes: int = 0) -> EmbeddingCache:
 
     Args:
         url: a path (or duckdb:///path) of a DuckDB file, or redis://user:password@host:port/0,
-            rediss://…, unix:///socket, with the options ttl=SECONDS, prefix=TEXT,
-            storage=float16, timeout=SECONDS.
+            rediss://…, unix:///socket, with the options ttl=24h, prefix=TEXT, storage=float16,
+            timeout=0.3.
         memory_megabytes: keep so many megabytes of vectors in this process's memory; 0: none.
 
     Raises:
-        ValueError: the URL describes no cache. The message does not repeat it: it may hold a
+        InvalidInputError: the URL describes no cache. The message does not repeat it: it may hold a
             password.
     """
-    scheme = url.partition(":")[0].lower() if "://" in url else "duckdb"
-    if scheme == "duckdb":
-        from resources.caches.duckdb import DuckDBEmbeddingCache
-
-        path = Path(url.removeprefix("duckdb://")).expanduser()
-        cache: EmbeddingCache = DuckDBEmbeddingCache(path=str(path))
-    elif scheme in ("redis", "rediss", "unix"):
-        cache = _redis_cache(url)
-    else:
-        raise ValueError(
-            "A cache is a path of a DuckDB file, or a URL that begins with duckdb://, redis://, "
-            f"rediss:// or unix://; this one begins with {scheme[:20]}://."
-        )
+    cache = made_from_url(url, "An embedding cache", _SCHEMES)
     if not memory_megabytes:
         return cache
     from resources.caches.memory import MemoryEmbeddingCache
@@ -46,15 +25,21 @@ def cache_from_url(url: str, memory_megabytes: int = 0) -> EmbeddingCache:
     return MemoryEmbeddingCache(behind=cache, max_megabytes=memory_megabytes)
 
 
-def _redis_cache(url: str) -> EmbeddingCache:
+def _duckdb(url: str) -> EmbeddingCache:
+    from resources.caches.duckdb import DuckDBEmbeddingCache
+
+    return DuckDBEmbeddingCache(path=local_path(without_options(url, "a DuckDB cache")))
+
+
+def _redis(url: str) -> EmbeddingCache:
     from resources.caches.redis import RedisEmbeddingCache
 
-    base, _, query = url.partition("?")
-    options = dict(parse_qsl(query))
-    ours = {
-        field: convert(options.pop(name))
-        for name, (field, convert) in _FIELDS.items()
-        if name in options
-    }
-    rest = query if not ours else urlencode(options)
-    return RedisEmbeddingCache(url=base + ("?" + rest if rest else ""), **ours)
+    readers = {"ttl": seconds, "prefix": str, "storage": str, "timeout": seconds}
+    names = {"ttl": "ttl_seconds", "prefix": "key_prefix"}
+    address, options = split_options(url, readers)
+    return RedisEmbeddingCache(
+        url=address, **{names.get(name, name): value for name, value in options.items()}
+    )
+
+
+_SCHEMES = {"": _duckdb, "duckdb": _duckdb, "redis": _redis, "rediss": _redis, "unix": _redis}
