@@ -22,7 +22,7 @@ DOCUMENTS = pa.schema(
 """One row a document, sorted by id.
 
 Schema metadata `source`: `SourceState`'s digest, as hex; `files`: the mark of the files that were
-read, see `source_files.marks`, if it may be relied on.
+read, see `unchanged.listing_marks`, if it may be relied on.
 """
 SOURCE_DIGEST = "source"
 SOURCE_FILES = "files"

@@ -11,10 +11,8 @@ from sys import intern
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets.artifacts.keys import documents_key
 from embedding_assets.artifacts.parquet import write_parquet
 from embedding_assets.artifacts.rows import to_arrow
-from embedding_assets.artifacts.schemas import SOURCE_DIGEST
 from embedding_assets.collection.settings import CollectionSettings, PartitionSettings
 from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
 from embedding_assets.documents.unchanged import reading_of, signature
@@ -211,14 +209,3 @@ def _look_into(
 
 def _differing(before: _Contents, now: _Contents) -> set[str]:
     return {p for p in {*before, *now} if before.get(p) != now.get(p)}
-
-
-def ingested_digest(artifacts: ArtifactStore, collection: str, partition: str) -> int | None:
-    """What the source held of a partition when its documents were ingested; None: never were."""
-    key = documents_key(collection, partition)
-    if not artifacts.exists(key):
-        return None
-    with artifacts.reading(key) as path:
-        metadata = pq.read_schema(path).metadata or {}
-    digest = metadata.get(SOURCE_DIGEST.encode())
-    return from_bytes(bytes.fromhex(digest.decode())) if digest else None

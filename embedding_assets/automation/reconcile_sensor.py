@@ -21,12 +21,12 @@ from embedding_assets.artifacts.keys import documents_key, embeddings_quarantine
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Inventory,
-    ingested_digest,
     update,
 )
 from embedding_assets.automation.run_requests import AssetJob, partition_runs
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.partitions import partition_for
+from embedding_assets.documents.unchanged import ingested_digest
 
 _PARTITIONS_PER_SCAN = 200
 _UNFINISHED = [

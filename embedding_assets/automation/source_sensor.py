@@ -17,14 +17,13 @@ from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Changes,
     Inventory,
-    ingested_digest,
     update,
 )
 from embedding_assets.automation.run_requests import AssetJob, partition_runs
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.partitions import period_of_key
 from embedding_assets.documents.source_state import UNPLACED
-from embedding_assets.documents.unchanged import listing_digest
+from embedding_assets.documents.unchanged import ingested_digest, listing_digest
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import DocumentSource, RefusalReason
 

@@ -30,7 +30,7 @@ def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
                 resources.artifacts,
                 resources.cache,
                 database,
-                run.finish,
+                run.record,
             )
             for partition in run.partitions:
                 numbers = split_partition(

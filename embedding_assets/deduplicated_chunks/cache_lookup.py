@@ -32,7 +32,7 @@ class Planner:
         artifacts: where chunks are, and plans go.
         cache: is asked for keys only.
         database: for counts that spill to disk.
-        finish: called with the numbers of partitions when their plans are written.
+        record: called with the numbers of partitions when their plans are written.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Planner:
         artifacts: ArtifactStore,
         cache: EmbeddingCache,
         database: Scratch,
-        finish: Callable[[dict[str, dict[str, Any]]], None],
+        record: Callable[[dict[str, dict[str, Any]]], None],
     ) -> None:
         self._collection = collection
         self._space = space
         self._artifacts = artifacts
         self._cache = cache
         self._database = database
-        self._finish = finish
+        self._record = record
         self._waiting: dict[str, dict[str, Any]] = {}
         self._rows = 0
         self._flushed = time.monotonic()
@@ -79,7 +79,7 @@ class Planner:
             }
         for partition in self._waiting.keys() - planned.keys():
             planned[partition] = self._write(partition, ())
-        self._finish({p: {**numbers, **planned[p]} for p, numbers in self._waiting.items()})
+        self._record({p: {**numbers, **planned[p]} for p, numbers in self._waiting.items()})
         self._waiting, self._rows, self._flushed = {}, 0, time.monotonic()
 
     def _planned(self, partitions: Mapping[str, str]) -> Iterator[pa.RecordBatch]:

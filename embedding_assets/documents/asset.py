@@ -4,7 +4,7 @@ import dagster as dg
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.documents.checks import DocumentChecks
-from embedding_assets.documents.ingest import ingest
+from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
 from embedding_assets.runs.range_run import RangeRun
 
@@ -22,14 +22,15 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
     def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
         with RangeRun(context, ESSENTIAL) as run:
-            ingested = ingest(
+            ingest = Ingest(
+                collection,
                 resources.source,
                 resources.artifacts,
-                collection,
                 run.partitions,
-                run.finish,
+                run.record,
                 context.log,
             )
+            ingested = ingest.run()
         return dg.MaterializeResult(check_results=checks.results(ingested))
 
     return documents

@@ -44,9 +44,7 @@ class SourceState:
             reason = RefusalReason.outside_file_period.value
             self._add(UNPLACED, f"{record.file}\n{record.line}\n{reason}".encode())
             return
-        timestamp = record.timestamp.isoformat() if record.timestamp else ""
-        version = document_version(record.title, record.text, timestamp, record.metadata)
-        self.add_document(record, partition, version)
+        self.add_document(record, partition, version_of(record))
 
     def add_document(self, document: Document, partition: str, version: bytes) -> None:
         """As `add`, of a document whose partition and version are known already."""
@@ -74,6 +72,12 @@ class SourceState:
     def _add(self, partition: str, record: bytes) -> None:
         digest = blake2b(record, digest_size=DIGEST_BYTES).digest()
         self.digests[partition] = added(self.digests[partition], int.from_bytes(digest, "big"))
+
+
+def version_of(document: Document) -> bytes:
+    """Equal if and only if everything that is stored of the document is equal."""
+    time = document.timestamp.isoformat() if document.timestamp else ""
+    return document_version(document.title, document.text, time, document.metadata)
 
 
 def added(*digests: int) -> int:

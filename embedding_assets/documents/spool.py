@@ -1,21 +1,231 @@
-"""What an ingest holds of the records while it reads: rows in a scratch table, texts on disk."""
+"""What an ingest holds of the records while it reads: rows in a scratch database, texts on disk."""
 
-import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from embedding_assets.artifacts.parquet import grouped_by_partition
+from embedding_assets.artifacts.quarantine import DUPLICATE_DETAIL
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch
-from embedding_assets.documents.source_state import SourceState
-from embedding_assets.runs.progress import Progress
-from resources.document_sources import DocumentSource, Refusal, RefusalReason
-from resources.identity.content_hash import document_version
+from resources.artifact_stores.base import ArtifactStore
+from resources.document_sources import Document, Refusal, RefusalReason
+
+_ROWS_PER_BATCH = 2_000
+_CHARACTERS_PER_BATCH = 8_000_000
+
+_BODY_COLUMNS = ("title", "text", "metadata")
+_SHORT_FIELDS = [field for field in DOCUMENTS if field.name not in _BODY_COLUMNS]
+_RECORDS = pa.schema(
+    [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *_SHORT_FIELDS]
+)
+"""What of a document is in a table; its `_BODY_COLUMNS` are kept apart, by position."""
+_RANKED_COLUMNS = ("position", "id", "timestamp", "version", "file", "line")
+_REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(QUARANTINE)[:-1]])
+
+
+class Spool:
+    """The records of one reading of a source.
+
+    The scratch database has the tables `records` (documents of the partitions that are read),
+    `elsewhere` (documents of others), `refusals` (partition null: of none) and, when duplicates
+    were refused, `losers`: the positions of documents that another one of their id replaces.
+    """
+
+    def __init__(self, database: Scratch) -> None:
+        self._database = database
+        self._bodies = DocumentBodies(database.folder)
+        self._records = _Table(database, "records", _RECORDS)
+        elsewhere = pa.schema([_RECORDS.field(name) for name in _RANKED_COLUMNS])
+        self._elsewhere = _Table(database, "elsewhere", elsewhere)
+        self._refusals = _Table(database, "refusals", _REFUSALS)
+        self._read_at = datetime.now(timezone.utc)
+        self._position = 0
+
+    def keep(self, partition: str, document: Document, version: bytes) -> None:
+        """Holds a document of a partition that is read."""
+        self._position += 1
+        self._bodies.put(self._position, document.title, document.text, document.metadata)
+        self._records.add(
+            (
+                self._position, partition, document.id, document.timestamp, version,
+                document.file, document.line, self._read_at,
+            )
+        )  # fmt: skip
+
+    def set_aside(self, document: Document, version: bytes) -> None:
+        """Remembers a document of another partition, which may have the id of a kept one."""
+        self._position += 1
+        row = (document.id, document.timestamp, version, document.file, document.line)
+        self._elsewhere.add((self._position, *row))
+
+    def refuse(self, refusal: Refusal) -> None:
+        row = (refusal.document_id, refusal.file, refusal.line, refusal.detail)
+        self._refusals.add((None, refusal.reason.value, *row))
+
+    def flush(self) -> None:
+        """Moves what is still in memory to the tables; to be called when all is read."""
+        for table in (self._records, self._elsewhere, self._refusals):
+            table.flush()
+
+    def refuse_duplicates(self) -> None:
+        """Leaves one record an id: the latest, then the one with the greatest version.
+
+        The rule looks at content only, so it does not depend on the order or names of files.
+        """
+        columns = ", ".join(_RANKED_COLUMNS)
+        self._database.execute(
+            f"""
+            CREATE TABLE losers AS
+            WITH everything AS (
+                SELECT {columns} FROM records UNION ALL SELECT {columns} FROM elsewhere
+            ), repeated AS (
+                SELECT id FROM everything GROUP BY id HAVING count(*) > 1
+            )
+            SELECT position,
+                   first_value(file || ' line ' || line) OVER ranked AS winner
+            FROM everything SEMI JOIN repeated USING (id)
+            WINDOW ranked AS (
+                PARTITION BY id ORDER BY timestamp DESC NULLS LAST, version DESC, position
+            )
+            QUALIFY row_number() OVER ranked > 1
+            """
+        )
+        self._database.execute(
+            """
+            INSERT INTO refusals
+            SELECT r.partition, $reason, r.id, r.file, r.line, $detail || winner
+            FROM losers JOIN records r USING (position)
+            """,
+            detail=DUPLICATE_DETAIL,
+            reason=RefusalReason.duplicate_id.value,
+        )
+
+    def broken_files(self) -> list[str]:
+        """Files that could not be read, or not to their end."""
+        found = self._database.rows(
+            "SELECT DISTINCT file FROM refusals "
+            "WHERE reason IN (SELECT unnest($reasons)) ORDER BY file",
+            reasons=[RefusalReason.broken_file.value, RefusalReason.unknown_format.value],
+        )
+        return [file for (file,) in found]
+
+    def retain(
+        self, artifacts: ArtifactStore, known: Mapping[str, str], broken_files: list[str]
+    ) -> int:
+        """Keeps the known documents of files that cannot be read now: unreadable is not deleted.
+
+        Args:
+            artifacts: where the documents of earlier runs are.
+            known: the keys of these documents, by partition.
+            broken_files: the files.
+
+        Returns:
+            The number of documents.
+        """
+        columns = ", ".join(field.name for field in _SHORT_FIELDS)
+        self._database.create("known_documents", _RECORDS)
+        for partition, key in known.items():
+            with artifacts.reading(key) as previous:
+                self._database.execute(
+                    f"""
+                    INSERT INTO known_documents
+                    SELECT 0, $partition, {columns} FROM read_parquet($previous)
+                    WHERE file IN (SELECT unnest($broken))
+                    """,
+                    partition=partition,
+                    previous=str(previous),
+                    broken=broken_files,
+                )
+        # Of a document that had moved, only the place where it was seen last.
+        retained = self._database.changed(
+            """
+            INSERT INTO records
+            SELECT -row_number() OVER (), * EXCLUDE (position) FROM (
+                SELECT * FROM known_documents k
+                WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.id = k.id)
+                  AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = k.id)
+                  AND NOT EXISTS (SELECT 1 FROM refusals f WHERE f.document_id = k.id)
+                QUALIFY row_number() OVER (PARTITION BY id ORDER BY read_at DESC, partition DESC)
+                    = 1
+            )
+            """
+        )
+        for partition, key in known.items():
+            positions = dict(
+                self._database.rows(
+                    "SELECT id, position FROM records "
+                    "WHERE position < 0 AND partition = $partition",
+                    partition=partition,
+                )
+            )
+            if positions:
+                with artifacts.reading(key) as previous:
+                    for document in _rows_of(previous, ["id", *_BODY_COLUMNS]):
+                        if (position := positions.get(document.pop("id"))) is not None:
+                            self._bodies.put(position, **document)
+        return retained
+
+    def documents(
+        self, partitions: Iterable[str]
+    ) -> Iterator[tuple[str, Iterable[pa.RecordBatch]]]:
+        """The documents of each partition, in the order of their ids; columns as in `DOCUMENTS`.
+
+        Each partition's are to be taken before the next one is asked for.
+        """
+        records = self._database.stream(
+            "FROM records ANTI JOIN losers USING (position) ORDER BY partition, id"
+        )
+        groups = grouped_by_partition(self._with_bodies(records))
+        group = next(groups, None)
+        for partition in sorted(partitions):
+            if group is not None and group[0] == partition:
+                yield group
+                group = next(groups, None)
+            else:
+                yield partition, ()
+
+    def _with_bodies(self, records: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Completes records to `partition` and the columns of `DOCUMENTS`, bit by bit."""
+        for batch in records:
+            start, rows, size = 0, [], 0
+            for end, position in enumerate(batch["position"].to_pylist(), start=1):
+                rows.append(self._bodies.get(position))
+                size += len(rows[-1][_BODY_COLUMNS.index("text")])
+                if size >= _CHARACTERS_PER_BATCH or end == len(batch):
+                    columns = dict(zip(_BODY_COLUMNS, zip(*rows, strict=True), strict=True))
+                    piece = batch.slice(start, end - start)
+                    yield pa.record_batch(
+                        {
+                            name: columns[name] if name in columns else piece[name]
+                            for name in ("partition", *DOCUMENTS.names)
+                        }
+                    )
+                    start, rows, size = end, [], 0
+
+    def refused_by_partition(self) -> dict[str | None, int]:
+        """The number of refusals of each partition that has some; None: of no partition."""
+        return dict(
+            self._database.rows("SELECT partition, count(*) FROM refusals GROUP BY partition")
+        )
+
+    def refused_by_reason(self) -> Counter[str]:
+        rows = self._database.rows("SELECT reason, count(*) FROM refusals GROUP BY reason")
+        return Counter(dict(rows))
+
+    def count_elsewhere(self) -> int:
+        """The number of documents of other partitions."""
+        return self._database.row("SELECT count(*) FROM elsewhere")[0]
+
+    def close(self) -> None:
+        self._bodies.close()
 
 
 class DocumentBodies:
@@ -26,95 +236,29 @@ class DocumentBodies:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._database = sqlite3.connect(folder / "contents.sqlite", isolation_level=None)
+        self._database = sqlite3.connect(folder / "bodies.sqlite", isolation_level=None)
         for statement in (
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
-            "CREATE TABLE contents (number INTEGER PRIMARY KEY, title, text, metadata)",
+            "CREATE TABLE bodies (number INTEGER PRIMARY KEY, title, text, metadata)",
             "BEGIN",
         ):
             self._database.execute(statement)
 
     def put(self, number: int, title: str, text: str, metadata: str) -> None:
         row = (number, title, text, metadata)
-        self._database.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", row)
+        self._database.execute("INSERT INTO bodies VALUES (?, ?, ?, ?)", row)
 
     def get(self, number: int) -> tuple[str, str, str]:
         return self._database.execute(
-            "SELECT title, text, metadata FROM contents WHERE number = ?", (number,)
+            "SELECT title, text, metadata FROM bodies WHERE number = ?", (number,)
         ).fetchone()
 
     def close(self) -> None:
         self._database.close()
 
 
-_ROWS_PER_BATCH = 2_000
-_CHARACTERS_PER_BATCH = 8_000_000
-
-BODY_COLUMNS = ("title", "text", "metadata")
-SHORT_FIELDS = [field for field in DOCUMENTS if field.name not in BODY_COLUMNS]
-RECORDS = pa.schema(
-    [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *SHORT_FIELDS]
-)
-"""What of a document is in a table; its `BODY_COLUMNS` are kept apart, by position."""
-_REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(QUARANTINE)[:-1]])
-
-
-def spool_records(
-    source: DocumentSource,
-    database: Scratch,
-    contents: DocumentBodies,
-    read_at: datetime,
-    wanted: set[str],
-    read_periods: Sequence[tuple[datetime, datetime]] | None,
-    state: SourceState,
-    known: set[str],
-    log: logging.Logger,
-) -> int:
-    """Fills the tables `records` (wanted), `elsewhere` (the others) and `refusals`."""
-    records = _Spool(database, "records", RECORDS)
-    elsewhere = _Spool(database, "elsewhere", pa.schema([RECORDS.field(n) for n in RANKED_COLUMNS]))
-    refusals = _Spool(database, "refusals", _REFUSALS)
-    progress = Progress(log, "records read")
-    for position, item in enumerate(source.read(read_periods)):
-        progress.advance(errors=isinstance(item, Refusal))
-        if isinstance(item, Refusal):
-            refusals.add(
-                (None, item.reason.value, item.document_id, item.file, item.line, item.detail)
-            )
-            continue
-        partition = state.partition_of(item)
-        timestamp = item.timestamp.isoformat() if item.timestamp else ""
-        version = document_version(item.title, item.text, timestamp, item.metadata)
-        if partition in known and not state.is_read_for(partition, item.file):
-            # In a run of its own partition alone it would be missing.
-            reason = RefusalReason.outside_file_period.value
-            detail = f"its time {timestamp} is not in the period that the file's name tells"
-            refusals.add((None, reason, item.id, item.file, item.line, detail))
-        elif partition in wanted:
-            state.add_document(item, partition, version)
-            contents.put(position, item.title, item.text, item.metadata)
-            records.add(
-                (
-                    position, partition, item.id, item.timestamp, version, item.file, item.line,
-                    read_at,
-                )
-            )  # fmt: skip
-        elif partition in known:
-            elsewhere.add((position, item.id, item.timestamp, version, item.file, item.line))
-        else:
-            reason = RefusalReason.outside_partitions.value
-            detail = f"its time {timestamp} is before the first or after the last partition"
-            refusals.add((None, reason, item.id, item.file, item.line, detail))
-    for spool in (records, elsewhere, refusals):
-        spool.flush()
-    return progress.done
-
-
-RANKED_COLUMNS = ("position", "id", "timestamp", "version", "file", "line")
-
-
-class _Spool:
+class _Table:
     """Collects rows and moves them to a scratch table batch by batch."""
 
     def __init__(self, database: Scratch, table: str, schema: pa.Schema) -> None:
@@ -133,22 +277,7 @@ class _Spool:
         self._rows = []
 
 
-def with_bodies(
-    records: Iterable[pa.RecordBatch], contents: DocumentBodies
-) -> Iterator[pa.RecordBatch]:
-    """Completes records to `partition` and the columns of `artifacts.DOCUMENTS`, bit by bit."""
-    for batch in records:
-        start, rows, size = 0, [], 0
-        for end, position in enumerate(batch["position"].to_pylist(), start=1):
-            rows.append(contents.get(position))
-            size += len(rows[-1][BODY_COLUMNS.index("text")])
-            if size >= _CHARACTERS_PER_BATCH or end == len(batch):
-                columns = dict(zip(BODY_COLUMNS, zip(*rows, strict=True), strict=True))
-                piece = batch.slice(start, end - start)
-                yield pa.record_batch(
-                    {
-                        name: columns[name] if name in columns else piece[name]
-                        for name in ("partition", *DOCUMENTS.names)
-                    }
-                )
-                start, rows, size = end, [], 0
+def _rows_of(parquet: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(parquet) as file:
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield from batch.to_pylist()

@@ -1,13 +1,25 @@
-"""What the storage says of a source's files: whether they are the ones that were read before."""
+"""Whether a partition is as it was: what was read for it, against what the source holds now.
+
+A partition's documents carry two marks of what they were made of. One follows from the listing of
+the files alone: while it stays the same, an ingest need not open them. The other is the digest of
+the records themselves: sensors compare it with what they have read.
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from typing import Any
 
+import pyarrow.parquet as pq
+
+from embedding_assets.artifacts.keys import documents_key, documents_quarantine_key
+from embedding_assets.artifacts.schemas import SOURCE_DIGEST, SOURCE_FILES
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.documents.source_state import SourceState, added
+from embedding_assets.documents.numbers import partition_numbers
+from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
+from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import SourceFile
 from resources.document_sources.base import Period
 
@@ -43,7 +55,7 @@ def listing_digest(listing: Sequence[SourceFile], settings: CollectionSettings) 
     return digest.hexdigest()
 
 
-def marks(
+def listing_marks(
     listing: Iterable[SourceFile],
     partitions: Iterable[str],
     state: SourceState,
@@ -91,6 +103,50 @@ def marks(
         if unsure.isdisjoint(read):
             found[partition] = f"{added(for_all, *(of_period[period] for period in read)):x}"
     return found
+
+
+def origin(digest: int, listing_mark: str | None) -> dict[str, str]:
+    """The schema metadata that tells what a partition's documents were made of."""
+    files = {} if listing_mark is None else {SOURCE_FILES: listing_mark}
+    return {SOURCE_DIGEST: to_bytes(digest).hex(), **files}
+
+
+def ingested_digest(artifacts: ArtifactStore, collection: str, partition: str) -> int | None:
+    """What the source held of a partition when its documents were ingested; None: never were."""
+    metadata = _metadata(artifacts, documents_key(collection, partition))
+    digest = _marks_of(metadata).get(SOURCE_DIGEST) if metadata else None
+    return from_bytes(bytes.fromhex(digest)) if digest else None
+
+
+def unchanged_partitions(
+    artifacts: ArtifactStore, collection: str, partitions: Iterable[str], marks: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The numbers of those partitions that hold what reading them again would give."""
+    found = {}
+    for partition in partitions:
+        if partition not in marks:
+            continue
+        documents = _metadata(artifacts, documents_key(collection, partition))
+        if documents is None or _marks_of(documents).get(SOURCE_FILES) != marks[partition]:
+            continue
+        refused = _metadata(artifacts, documents_quarantine_key(collection, partition))
+        found[partition] = {
+            **partition_numbers(documents.num_rows, unchanged=documents.num_rows),
+            "quarantined": refused.num_rows if refused else 0,
+        }
+    return found
+
+
+def _metadata(artifacts: ArtifactStore, key: str) -> pq.FileMetaData | None:
+    """The footer of an artifact; None if there is none."""
+    if not artifacts.exists(key):
+        return None
+    with artifacts.reading(key) as path:
+        return pq.read_metadata(path)
+
+
+def _marks_of(documents: pq.FileMetaData) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in (documents.metadata or {}).items()}
 
 
 def _tells_changes(file: SourceFile, now: datetime) -> bool:

@@ -54,7 +54,7 @@ def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
                     }
                     for own in numbers.values():
                         total.add(own)
-                    run.finish({p: {**own.metadata(), **same} for p, own in numbers.items()})
+                    run.record({p: {**own.metadata(), **same} for p, own in numbers.items()})
             except SpaceDriftError as drift:
                 context.log_event(checks.drifted(drift))  # pyright: ignore[reportArgumentType]
                 raise

@@ -17,7 +17,7 @@ from embedding_assets.collection.collection import Collection, CollectionResourc
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.deduplicated_chunks.cache_lookup import Planner
 from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
-from embedding_assets.documents.ingest import ingest
+from embedding_assets.documents.ingest import Ingest
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.trends import last_throughputs
 from resources.artifact_stores.base import ArtifactStore
@@ -66,19 +66,13 @@ def plan(
     collection = Collection(settings)
     numbers: dict[str, dict[str, Any]] = {partition: {} for partition in partitions}
 
-    def finish(finished: dict[str, dict[str, Any]]) -> None:
+    def record(finished: dict[str, dict[str, Any]]) -> None:
         for partition, some in finished.items():
             numbers[partition] |= some
 
     with _overlay(resources.artifacts) as artifacts:
-        ingested = ingest(
-            resources.source,
-            artifacts,
-            collection,
-            partitions,
-            finish,
-            log,
-        )
+        ingest = Ingest(collection, resources.source, artifacts, partitions, record, log)
+        ingested = ingest.run()
         splitter = Splitter(settings.name, settings.chunking, resources.embedder)
         with scratch() as database:
             progress = Progress(log, "documents", partitions=len(partitions))
@@ -88,7 +82,7 @@ def plan(
                 artifacts,
                 resources.cache,
                 database,
-                finish,
+                record,
             )
             for partition in partitions:
                 planner.add(

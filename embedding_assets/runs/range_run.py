@@ -47,7 +47,7 @@ class RangeRun:
         give_back_freed_memory()
         return self
 
-    def finish(self, finished: Mapping[str, Mapping[str, Any]]) -> None:
+    def record(self, finished: Mapping[str, Mapping[str, Any]]) -> None:
         """Call this with the metadata of partitions when everything of them is durable."""
         for partition, metadata in finished.items():
             plain = {
@@ -59,7 +59,7 @@ class RangeRun:
             self._unrecorded[partition] = plain
         now = time.monotonic()
         if len(self.partitions) > 1 and is_long((now - self._started) / max(1, len(finished))):
-            self._record()
+            self._record_now()
         self._started = now
 
     def __exit__(
@@ -69,9 +69,9 @@ class RangeRun:
         traceback: TracebackType | None,
     ) -> None:
         if error_type is not None:
-            self._record()
+            self._record_now()
 
-    def _record(self) -> None:
+    def _record_now(self) -> None:
         for partition, metadata in self._unrecorded.items():
             self._context.log_event(
                 dg.AssetMaterialization(

@@ -38,7 +38,7 @@ def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
                 replaced = replace_rows(updates, group)
                 progress.advance(len(group))
                 same = {"embedding_space": spaces[0].id}
-                run.finish({p: {**own.metadata(), **same} for p, own in replaced.items()})
+                run.record({p: {**own.metadata(), **same} for p, own in replaced.items()})
             for space in spaces:
                 resources.store.maintain(collection.name, space)
             integrity = [update.repair() for update in updates]

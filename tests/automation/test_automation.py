@@ -15,7 +15,7 @@ import pytest
 
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
-from embedding_assets.documents import ingest as documents
+from embedding_assets.documents.spool import Spool
 from resources.notifier import LogNotifier, WebhookNotifier
 from tests.support.fakes import POISON, CountingEmbedder
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
@@ -165,15 +165,15 @@ def test_what_changes_back_before_its_run_has_read_it_is_requested_all_the_same(
     automated.execute("source")
     automated.write("a.jsonl", document("a", 1, "second"))
     assert automated.requested("source") == ["2024-01-01"]
-    replace_documents = documents._replace_documents
+    documents = Spool.documents
 
-    def changes_back(*given: Any) -> dict[str, int]:
+    def changes_back(*given: Any) -> Any:
         automated.write("a.jsonl", document("a", 1))
         assert automated.requested("source") == ["2024-01-01"]
-        return replace_documents(*given)
+        return documents(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(documents, "_replace_documents", changes_back)
+        patched.setattr(Spool, "documents", changes_back)
         automated.pipeline.run("2024-01-01")  # the first of the two runs
     assert automated.titles() == {"a": "second"}
     automated.pipeline.run("2024-01-01")

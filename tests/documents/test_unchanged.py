@@ -10,10 +10,10 @@ import pytest
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.documents import unchanged as source_files
-from embedding_assets.documents.ingest import ingest
+from embedding_assets.documents import unchanged
+from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.source_state import SourceState
-from embedding_assets.documents.unchanged import marks
+from embedding_assets.documents.unchanged import listing_marks
 from resources.document_sources import FileDocumentSource, SourceFile
 from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
 
@@ -28,7 +28,7 @@ MONTHS = {
 @pytest.fixture
 def fine_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were just written are trusted, as on a storage whose clock never stands still."""
-    monkeypatch.setattr(source_files, "_CLOCK_TICK", timedelta(0))
+    monkeypatch.setattr(unchanged, "_CLOCK_TICK", timedelta(0))
 
 
 def _records(count: int, word: str = "number") -> list[dict[str, Any]]:
@@ -109,11 +109,11 @@ def test_a_change_behind_a_link_is_seen(tmp_path: Path) -> None:
 def test_a_file_that_was_just_written_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "_CLOCK_TICK", timedelta(hours=1))
+    monkeypatch.setattr(unchanged, "_CLOCK_TICK", timedelta(hours=1))
     write_jsonl(tmp_path / "source" / "a.jsonl", _records(20))
     pipeline = _pipeline(tmp_path, BUCKETS)
     pipeline.run()
-    monkeypatch.setattr(source_files, "_CLOCK_TICK", timedelta(0))
+    monkeypatch.setattr(unchanged, "_CLOCK_TICK", timedelta(0))
     assert _unread(pipeline.run()) == (20, 0)
     assert _unread(pipeline.run()) == (0, 4)
 
@@ -200,10 +200,10 @@ def test_a_run_that_is_stopped_loses_no_refusal(tmp_path: Path) -> None:
 
     source = FileDocumentSource(path=pipeline.source)
     keys = collection.partitions.get_partition_keys()
-    arguments = (source, pipeline.artifacts, collection, keys)
+    arguments = (collection, source, pipeline.artifacts, keys)
     with pytest.raises(Stopped):
-        ingest(*arguments, stop, logging.getLogger())
-    found = ingest(*arguments, lambda _: None, logging.getLogger())
+        Ingest(*arguments, stop, logging.getLogger()).run()
+    found = Ingest(*arguments, lambda _: None, logging.getLogger()).run()
     assert found.unread_partitions == 4
     assert sorted(q["reason"] for q in pipeline.quarantine()) == ["duplicate_id", "malformed_line"]
 
@@ -230,7 +230,7 @@ def _state(path: str) -> SourceState:
 
 def _marks(path: str, listing: list[SourceFile], partitions: list[str]) -> dict[str, str]:
     later = _NOON + timedelta(days=900)
-    return dict(marks(listing, partitions, _state(path), _settings(path), later))
+    return dict(listing_marks(listing, partitions, _state(path), _settings(path), later))
 
 
 @pytest.mark.parametrize("placeholders", ["%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H", "all"])
