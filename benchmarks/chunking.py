@@ -1,6 +1,8 @@
 """How fast the splitter is, and how much of the PEPs it leaves unchanged between two snapshots.
 
-    python -m benchmarks.chunking [--data DIR]
+    python -m benchmarks.chunking --data DIR
+
+The folder may be named by `PEP_SNAPSHOTS` instead, for all benchmarks at once.
 
 A share is that of the newer snapshot's tokens, over all its documents, that lie in a chunk whose
 exact text stood in the same document (by id) of the older snapshot. The ceiling is the same share
@@ -32,7 +34,6 @@ from embedding_assets.deduplicated_chunks.token_offsets import DocumentTokenizer
 from resources.identity.content_hash import canonical_text
 
 SNAPSHOTS = ("2020-01-01", "2025-01-01", "2026-08-22")
-DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "peps"
 BATCH = 64
 CHUNKS = "chunks"
 
@@ -88,13 +89,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Speed of the splitter, and its stability between snapshots of the PEPs."
     )
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of PEP snapshots")
+    default = os.environ.get("PEP_SNAPSHOTS")
+    parser.add_argument("--data", type=Path, default=default, help="folder of PEP snapshots")
     parser.add_argument("--max-tokens", type=int, default=254, help="limit of a chunk")
     arguments = parser.parse_args()
-    paths = [arguments.data / f"{snapshot}.jsonl.gz" for snapshot in SNAPSHOTS]
-    if not arguments.data.exists() and arguments.data == DEFAULT_DATA:
-        print("Nothing measured: --data names a folder with snapshots of the PEPs.")
+    if arguments.data is None:
+        print(
+            "Nothing measured: --data or PEP_SNAPSHOTS names a folder with snapshots of the PEPs."
+        )
         return
+    paths = [arguments.data / f"{snapshot}.jsonl.gz" for snapshot in SNAPSHOTS]
     if missing := [str(path) for path in paths if not path.exists()]:
         raise SystemExit(
             f"expected PEP snapshots, found no {', '.join(missing)}; name their folder with --data"

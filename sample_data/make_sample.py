@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DEFAULT_SOURCE = HERE.parents[1] / "shared" / "data" / "peps" / "2026-08-22.jsonl.gz"
 FIELDS = ("id", "title", "created", "status", "type", "text")
 MAX_TEXT_BYTES = 20_000
 
@@ -142,7 +141,7 @@ def make_sample(source: Path, output: Path) -> list[Path]:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", type=Path, default=DEFAULT_SOURCE, help="snapshot of the PEPs")
+    parser.add_argument("--source", type=Path, required=True, help="snapshot of the PEPs")
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write to")
     arguments = parser.parse_args()
     for path in make_sample(arguments.source, arguments.output):

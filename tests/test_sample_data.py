@@ -10,14 +10,10 @@ import pytest
 
 from embedding_assets.retrieval.evaluation import load_qrels, load_queries
 from sample_data import make_sample
+from tests.support.data import snapshot
 
 SAMPLE = Path(make_sample.__file__).parent
 PATHS = sorted(SAMPLE.glob("*.jsonl.gz"))
-
-needs_source = pytest.mark.skipif(
-    not make_sample.DEFAULT_SOURCE.is_file(),
-    reason="needs the snapshot of the PEPs in ../shared/data",
-)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -87,11 +83,17 @@ def test_no_query_quotes_a_title(documents: list[dict[str, str]]):
             assert titles[document_id] not in queries[query_id].lower()
 
 
-@needs_source
-def test_script_reproduces_the_committed_files(tmp_path: Path):
-    written = make_sample.make_sample(make_sample.DEFAULT_SOURCE, tmp_path)
+def test_script_reproduces_the_committed_files_from_an_archive_that_holds_their_documents(
+    tmp_path: Path, documents: list[dict[str, str]]
+):
+    others = [{**row, "id": f"other {i}"} for i, row in enumerate(snapshot("2026-08-22"))]
+    archive = [{"blob": "0", **row} for row in reversed(documents)]
+    make_sample.write_jsonl(tmp_path / "archive.jsonl.gz", [*others, *archive])
+    written = make_sample.make_sample(tmp_path / "archive.jsonl.gz", tmp_path / "sample")
     assert [path.name for path in written] == [path.name for path in PATHS]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in PATHS]
+    assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == [
+        path.name for path in PATHS
+    ]
     for new, committed in zip(written, PATHS, strict=True):
         assert gzip.decompress(new.read_bytes()) == gzip.decompress(committed.read_bytes())
         # zlib-ng, which some builds of Python use, compresses the same text to other bytes.

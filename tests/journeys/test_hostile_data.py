@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pytest
 
-from tests.support.pipeline import SHARED_DATA, Pipeline, checks
+from tests.support.data import HOSTILE
+from tests.support.pipeline import Pipeline, checks
 
-HOSTILE = SHARED_DATA / "hostile"
 BUCKETS = {"partitions": {"by": "bucket", "count": 2}}
-
-pytestmark = pytest.mark.skipif(
-    not HOSTILE.is_dir(), reason="no ../shared/data/hostile beside this clone"
-)
 
 
 def _run(pipeline: Pipeline) -> dict[str, Any]:

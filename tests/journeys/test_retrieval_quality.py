@@ -3,21 +3,20 @@ from pathlib import Path
 import pytest
 
 from resources.embedders.local import LocalEmbedder
-from tests.support.pipeline import SHARED_DATA, Pipeline, checks, numbers
+from tests.support.data import XQUAD
+from tests.support.pipeline import Pipeline, checks, numbers
 
-XQUAD = SHARED_DATA / "xquad-en"
 PUBLISHED_NDCG_AT_10 = 0.94357
 """all-MiniLM-L6-v2 on XQuAD-en, by the MTEB leaderboard."""
 
 
-@pytest.mark.skipif(not XQUAD.exists(), reason="the XQuAD data is not beside this project")
 def test_xquad_scores_as_published_through_the_whole_pipeline(
     tmp_path: Path, model_cache: Path
 ) -> None:
-    queries, qrels = XQUAD / "queries.jsonl", XQUAD / "qrels" / "test.tsv"
+    queries, qrels = XQUAD / "queries.jsonl.gz", XQUAD / "qrels.tsv.gz"
     pipeline = Pipeline(
         tmp_path,
-        str(XQUAD / "corpus.jsonl"),
+        str(XQUAD / "corpus.jsonl.gz"),
         name="xquad",
         embedder=LocalEmbedder(model_cache=str(model_cache)),
         settings={

@@ -1,26 +1,19 @@
 """Real edits: the PEPs as they stood on three days, in turn as one collection."""
 
-import gzip
-import json
 import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.pipeline import SHARED_DATA, Pipeline, checks, numbers
+from tests.support.data import PEPS
+from tests.support.data import snapshot as records_of
+from tests.support.pipeline import Pipeline, checks, numbers
 
 SNAPSHOTS = ["2020-01-01", "2025-01-01", "2026-08-22"]
-PEPS = SHARED_DATA / "peps"
 SETTINGS = {
     "source": {"fields": {"timestamp": "created"}},
     "partitions": {"by": "year", "start": "1989-01-01"},
 }
-
-pytestmark = pytest.mark.skipif(
-    not PEPS.is_dir(), reason="no ../shared/data/peps beside this clone"
-)
 
 
 def _canonical(text: str | None) -> str:
@@ -31,20 +24,19 @@ def _canonical(text: str | None) -> str:
 def _versions(snapshot: str) -> tuple[dict[tuple[str, str], Any], set[str]]:
     """What is to be stored, by (year, id), and the ids without a day; straight from the file."""
     dated, undated = {}, set()
-    with gzip.open(PEPS / f"{snapshot}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for record in map(json.loads, lines):
-            created = record.pop("created", None)
-            if not created:
-                undated.add(record["id"])
-                continue
-            version = {
-                **record,
-                "title": _canonical(record.get("title")),
-                "text": _canonical(record["text"]),
-                "created": created,
-            }
-            assert (created[:4], record["id"]) not in dated
-            dated[created[:4], record["id"]] = version
+    for record in records_of(snapshot):
+        created = record.pop("created", None)
+        if not created:
+            undated.add(record["id"])
+            continue
+        version = {
+            **record,
+            "title": _canonical(record.get("title")),
+            "text": _canonical(record["text"]),
+            "created": created,
+        }
+        assert (created[:4], record["id"]) not in dated
+        dated[created[:4], record["id"]] = version
     return dated, undated
 
 

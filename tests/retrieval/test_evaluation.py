@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,7 @@ from embedding_assets.retrieval.evaluation import (
     recall_at_k,
 )
 from embedding_assets.retrieval.fusion import documents_from_chunks
-
-XQUAD = Path(__file__).resolve().parents[3] / "shared" / "data" / "xquad-en"
+from tests.support.data import XQUAD, json_lines
 
 
 class TestNdcg:
@@ -327,12 +325,10 @@ class TestLoadQrels:
             load_qrels(path)
 
 
-@pytest.mark.skipif(not XQUAD.is_dir(), reason="needs the XQuAD data in ../shared/data")
 def test_reads_a_data_set_in_beir_layout():
-    queries = load_queries(XQUAD / "queries.jsonl")
-    qrels = load_qrels(XQUAD / "qrels" / "test.tsv")
-    lines = (XQUAD / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-    documents = {json.loads(line)["_id"] for line in lines}
+    queries = load_queries(XQUAD / "queries.jsonl.gz")
+    qrels = load_qrels(XQUAD / "qrels.tsv.gz")
+    documents = {record["_id"] for record in json_lines(XQUAD / "corpus.jsonl.gz")}
     assert len(queries) == len(qrels) == 1185
     assert qrels.keys() == queries.keys()
     assert {document for judged in qrels.values() for document in judged} <= documents

@@ -27,7 +27,6 @@ from resources.vector_stores.base import row_schema
 from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
 
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
 
 

@@ -35,9 +35,7 @@ from resources.document_sources.builder import parse_timestamp
 from resources.document_sources.formats.csv import csv_records, csv_row
 from resources.document_sources.listing import UnlistableFolderError
 from resources.identity.content_hash import canonical_text
-
-DATA = Path(__file__).parents[4] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared test data is not at {DATA}")
+from tests.support.data import HOSTILE, PEPS
 
 GOOD = b'{"id": "good", "text": "fine"}'
 UTC = timezone.utc
@@ -1047,10 +1045,9 @@ def test_reading_every_format_does_not_import_pandas(tmp_path: Path):
 
 
 def _json_tests(prefix: str) -> list[Path]:
-    return sorted((DATA / "hostile" / "json_test_suite").glob(f"{prefix}_*.json"))
+    return sorted((HOSTILE / "json_test_suite").glob(f"{prefix}_*.json"))
 
 
-@needs_data
 def test_json_test_suite_what_must_parse_becomes_a_document_when_it_is_a_value(tmp_path: Path):
     paths = _json_tests("y")
     assert paths
@@ -1068,7 +1065,6 @@ def test_json_test_suite_what_must_parse_becomes_a_document_when_it_is_a_value(t
         assert outcomes(alone[1:]) == ["good"]
 
 
-@needs_data
 def test_json_test_suite_what_must_fail_never_becomes_a_document(tmp_path: Path):
     paths = _json_tests("n")
     assert paths
@@ -1081,7 +1077,6 @@ def test_json_test_suite_what_must_fail_never_becomes_a_document(tmp_path: Path)
         assert len(found) == (3 if value.strip() else 2), path.name
 
 
-@needs_data
 def test_json_test_suite_either_way_is_a_document_or_a_refusal(tmp_path: Path):
     for path in _json_tests("i"):
         value = path.read_bytes().replace(b"\n", b" ")
@@ -1092,10 +1087,9 @@ def test_json_test_suite_either_way_is_a_document_or_a_refusal(tmp_path: Path):
         assert outcomes(found)[1] == "good"
 
 
-@needs_data
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "txt"])
 def test_every_naughty_string_becomes_a_document_or_a_refusal(tmp_path: Path, suffix: str):
-    strings = json.loads((DATA / "hostile" / "blns.json").read_text("utf-8"))
+    strings = json.loads((HOSTILE / "blns.json").read_text("utf-8"))
     path = tmp_path / f"a.{suffix}"
     if suffix == "jsonl":
         write(path, *(orjson.dumps({"id": s or "-", "title": s, "text": s, s: s}) for s in strings))
@@ -1122,9 +1116,8 @@ def test_every_naughty_string_becomes_a_document_or_a_refusal(tmp_path: Path, su
     assert sum(isinstance(item, Refusal) for item in found) < 10
 
 
-@needs_data
 def test_broken_parquet_files_are_named_and_the_rest_goes_on():
-    found = read(DATA / "hostile" / "parquet")
+    found = read(HOSTILE / "parquet")
     broken = {i.file for i in found if isinstance(i, Refusal) and i.reason == "broken_file"}
     assert broken == {
         "ARROW-GH-41317.parquet",
@@ -1142,9 +1135,8 @@ def test_broken_parquet_files_are_named_and_the_rest_goes_on():
     assert [item.file for item in found if isinstance(item, Document)] == ["README.md"]
 
 
-@needs_data
 def test_the_declaration_of_human_rights_is_read_in_twenty_languages():
-    found = read(DATA / "hostile" / "udhr")
+    found = read(HOSTILE / "udhr")
     assert Counter(outcomes(found))["empty_text"] == 1  # nku.txt has no content
     documents = [item for item in found if isinstance(item, Document)]
     assert len(documents) == 19
@@ -1152,10 +1144,9 @@ def test_the_declaration_of_human_rights_is_read_in_twenty_languages():
     assert "Human Rights" in next(d.text for d in documents if d.id == "eng.txt")
 
 
-@needs_data
 def test_the_peps_of_three_days_are_read_and_the_undated_refused():
-    found = read(DATA / "peps", fields=FieldNames(timestamp="created"))
+    found = read(PEPS, fields=FieldNames(timestamp="created"))
     count = Counter(i.file for i in found if isinstance(i, Document))
-    assert sum(count.values()) + sum(isinstance(i, Refusal) for i in found) == 510 + 671 + 740
+    assert sum(count.values()) + sum(isinstance(i, Refusal) for i in found) == 30 + 40 + 48
     assert {i.reason for i in found if isinstance(i, Refusal)} == {RefusalReason.no_timestamp}
-    assert count["2026-08-22.jsonl.gz"] == 740
+    assert count["2026-08-22.jsonl.gz"] == 48

@@ -1,6 +1,5 @@
 """The local embedder equals sentence-transformers, on many layouts of models, and stays light."""
 
-import gzip
 import json
 import os
 import shutil
@@ -30,9 +29,9 @@ from resources.embedders.local_model.token_batches import (
     token_batches,
 )
 from resources.embedders.local_model.torch_model import TorchModel
+from tests.support.data import XQUAD, json_lines, snapshot
 
 PROJECT = Path(__file__).parents[3]
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 SENTENCES = [
     "The northern lights are caused by charged particles that hit the upper atmosphere.",
@@ -105,14 +104,9 @@ def default(model_cache) -> LocalEmbedder:
 
 @pytest.fixture(scope="module")
 def real_texts() -> list[str]:
-    if not SHARED.exists():
-        pytest.skip(f"{SHARED} is absent")
-    texts = []
-    with (SHARED / "xquad-en" / "corpus.jsonl").open(encoding="utf-8") as lines:
-        texts += [json.loads(line)["text"][:300] for line in lines][:80]
-    with gzip.open(SHARED / "peps" / "2020-01-01.jsonl.gz", "rt", encoding="utf-8") as lines:
-        texts += [json.loads(line)["text"][:3000] for line in lines][:20]
-    return texts
+    paragraphs = json_lines(XQUAD / "corpus.jsonl.gz")[:80]
+    long = snapshot("2020-01-01")[:20]
+    return [row["text"][:300] for row in paragraphs] + [row["text"][:3000] for row in long]
 
 
 def test_default_model_equals_sentence_transformers(default):

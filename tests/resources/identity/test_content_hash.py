@@ -3,7 +3,6 @@
 import hashlib
 import json
 import unicodedata
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,7 @@ from resources.identity.content_hash import (
     document_version,
     query_hash,
 )
-
-BLNS = Path(__file__).parents[4] / "shared" / "data" / "hostile" / "blns.json"
+from tests.support.data import HOSTILE
 
 STRINGS = [
     "",
@@ -46,9 +44,7 @@ def test_canonical_text_is_idempotent_and_the_same_for_every_unicode_form(text):
 
 
 def test_canonical_text_is_idempotent_on_the_big_list_of_naughty_strings():
-    if not BLNS.exists():
-        pytest.skip(f"{BLNS} is not here")
-    strings = json.loads(BLNS.read_text(encoding="utf-8"))
+    strings = json.loads((HOSTILE / "blns.json").read_text(encoding="utf-8"))
     assert len(strings) > 400
     for text in strings:
         assert_canonical(text)
