@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_assets.retrieval.search import IndexReader
+from resources.errors import InvalidInputError
 
 CUTOFF = 10
 """The rank at which BEIR and MTEB report, and so do we."""
@@ -66,28 +67,30 @@ def load_queries(path: str | Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not such an object, an id comes twice, there is no query at all, or
-            the file cannot be decoded. The message names file and line.
+        InvalidInputError: A line is not such an object, an id comes twice, there is no query at
+            all, or the file cannot be decoded. The message names file and line.
     """
     queries: dict[str, str] = {}
     for where, line in _lines(path):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: expected a JSON object, but {error}") from error
+            raise InvalidInputError(f"{where}: expected a JSON object, but {error}") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {line[:80]!r}")  # noqa: TRY004
+            raise InvalidInputError(f"{where}: expected a JSON object, got {line[:80]!r}")
         for field in ("_id", "text"):
             value = record.get(field)
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(
+                raise InvalidInputError(
                     f'{where}: expected "{field}" to be a non-empty string, got {value!r}'
                 )
         if record["_id"] in queries:
-            raise ValueError(f"{where}: query id {record['_id']!r} comes a second time")
+            raise InvalidInputError(f"{where}: query id {record['_id']!r} comes a second time")
         queries[record["_id"]] = record["text"]
     if not queries:
-        raise ValueError(f'{path}: expected lines of {{"_id": "q1", "text": "..."}}, found none')
+        raise InvalidInputError(
+            f'{path}: expected lines of {{"_id": "q1", "text": "..."}}, found none'
+        )
     return queries
 
 
@@ -103,9 +106,9 @@ def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line has not these columns, a score is not a whole number, a document is
-            judged twice with different scores, there is no judgement at all, or the file cannot be
-            decoded. The message names file and line.
+        InvalidInputError: A line has not these columns, a score is not a whole number, a document
+            is judged twice with different scores, there is no judgement at all, or the file cannot
+            be decoded. The message names file and line.
     """
     qrels: dict[str, dict[str, int]] = {}
     for number, (where, line) in enumerate(_lines(path)):
@@ -113,7 +116,7 @@ def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         if number == 0 and columns == QRELS_HEADER:
             continue
         if len(columns) != len(QRELS_HEADER) or not all(columns):
-            raise ValueError(
+            raise InvalidInputError(
                 f"{where}: expected the columns {', '.join(QRELS_HEADER)} separated by tabs, "
                 f"got {line[:80]!r}"
             )
@@ -121,15 +124,17 @@ def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         try:
             score = int(text)
         except ValueError as error:
-            raise ValueError(f"{where}: expected a whole number as score, got {text!r}") from error
+            raise InvalidInputError(
+                f"{where}: expected a whole number as score, got {text!r}"
+            ) from error
         judged = qrels.setdefault(query_id, {})
         if judged.setdefault(document_id, score) != score:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{where}: document {document_id!r} was judged {judged[document_id]} for query "
                 f"{query_id!r} before, now {score}"
             )
     if not qrels:
-        raise ValueError(f"{path}: expected lines of {', '.join(QRELS_HEADER)}, found none")
+        raise InvalidInputError(f"{path}: expected lines of {', '.join(QRELS_HEADER)}, found none")
     return qrels
 
 
@@ -147,9 +152,11 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected UTF-8 after line {number}, but {error}") from error
+            raise InvalidInputError(
+                f"{path}: expected UTF-8 after line {number}, but {error}"
+            ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: expected a whole gzip file, but {error}") from error
+            raise InvalidInputError(f"{path}: expected a whole gzip file, but {error}") from error
 
 
 def ndcg_at_k(ranking: Sequence[str], relevance: Mapping[str, int], k: int = CUTOFF) -> float:
@@ -219,7 +226,8 @@ def evaluate(
         The means, and the figures of each query.
 
     Raises:
-        ValueError: No query has a relevant document, or a document is ranked twice.
+        InvalidInputError: No query has a relevant document.
+        ValueError: A document is ranked twice.
     """
     per_query = []
     for query_id, relevance in qrels.items():
@@ -240,7 +248,7 @@ def evaluate(
             raise ValueError(f"query {query_id!r}: {error}") from error
         per_query.append(figures)
     if not per_query:
-        raise ValueError(
+        raise InvalidInputError(
             "expected at least one query with a relevant document (score above 0) in the "
             f"judgements, got {len(qrels)} queries with none"
         )
@@ -283,7 +291,7 @@ def evaluate_index(
         exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or malformed.
+        FileNotFoundError, InvalidInputError: a file is missing or malformed.
         NotFoundError: the collection has no index yet.
     """
     judgements = load_qrels(qrels)

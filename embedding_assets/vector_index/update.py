@@ -21,6 +21,7 @@ from embedding_assets.vector_index.difference import Difference, Removals
 from embedding_assets.vector_index.numbers import Completeness, IndexNumbers, Integrity
 from embedding_assets.vector_index.ownership import Ownership
 from embedding_assets.vector_index.stored_rows import RowSet, StoredRows
+from resources.errors import InvalidInputError
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.vector_stores.base import row_schema
 
@@ -184,7 +185,7 @@ class IndexUpdate:
         vectors = files.paths.get(self._vectors_keys[self._space_rank])
         found = vectors and (pq.read_schema(vectors).metadata or {}).get(b"space", b"").decode()
         if found and EmbeddingSpace.from_json(found).id != self.space.id:
-            raise ValueError(
+            raise InvalidInputError(
                 f"The vectors of partition '{files.partition}' of '{self._name}' were made in "
                 f"another embedding space ({EmbeddingSpace.from_json(found).model}) than the "
                 f"embedder's ({self.space.model}, {self.space.id}). "

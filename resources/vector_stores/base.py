@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 import numpy as np
@@ -80,7 +80,31 @@ class SearchHit:
     metadata: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreCapabilities:
+    """What a kind of store can do beyond what every `VectorStore` must: ask this, not its class.
+
+    Attributes:
+        atomic_replace: `replace` is one commit, its condition included: no reader ever sees a row
+            beside the one in whose place it comes, nor neither of them.
+        full_text: it finds words, not only vectors.
+        filters: a search can be limited to rows by their other columns.
+        aliases: a table can take the place of another under its name, in one step.
+        scalar_indexes: rows are found by chunk, document or partition without a look at all.
+    """
+
+    atomic_replace: bool = False
+    full_text: bool = False
+    filters: bool = False
+    aliases: bool = False
+    scalar_indexes: bool = False
+
+
 class VectorStore(dg.ConfigurableResource, ABC):
+    """Rows of chunks with their vectors, in tables that are found by collection and space."""
+
+    capabilities: ClassVar[StoreCapabilities] = StoreCapabilities()
+
     @abstractmethod
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:
         """Creates the table if it is not there."""
@@ -147,7 +171,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
                 never give a wrong score.
 
         Raises:
-            LookupError: there is no such table yet.
+            NotFoundError: there is no such table yet.
         """
 
     @abstractmethod

@@ -15,16 +15,17 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 from pydantic import Field
 
+from resources.errors import NotFoundError
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
-from resources.vector_stores.base import SearchHit, VectorStore, row_schema
+from resources.vector_stores.base import SearchHit, StoreCapabilities, VectorStore, row_schema
 
 # Without this declaration two processes that upsert the same new keys both insert them.
 _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
@@ -75,6 +76,10 @@ def _in_empty_context(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 class LanceDBVectorStore(VectorStore):
+    """Tables in a LanceDB folder, or in object storage."""
+
+    capabilities: ClassVar[StoreCapabilities] = StoreCapabilities(atomic_replace=True)
+
     uri: str = Field(
         default="data/vectors", description="Folder or object storage URL (s3://, gs://, az://)."
     )
@@ -195,7 +200,7 @@ class LanceDBVectorStore(VectorStore):
     ) -> list[SearchHit]:
         table = self._open(collection, space)
         if table is None:
-            raise LookupError(
+            raise NotFoundError(
                 f"Collection '{collection}' has no index for {space.model} ({space.id}) in "
                 f"{self.uri} yet. Materialize '{collection}/vector_index' first."
             )

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from resources.errors import NotFoundError
 from resources.identity.content_hash import HASH_BYTES
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.vector_stores import lancedb as lancedb_store
@@ -80,6 +81,7 @@ def version(store: LanceDBVectorStore) -> int:
 
 @pytest.mark.parametrize("second_commit_fails", [False, True])
 def test_one_commit_brings_new_rows_and_takes_old_ones_out(store, monkeypatch, second_commit_fails):
+    assert store.capabilities.atomic_replace
     store.replace(NAME, SPACE, reader(batch(ids(*range(10))), batch(ids(20, 21), "q")))
     before = version(store)
     removed = ids(*range(2, 10), 21, 99)
@@ -407,7 +409,7 @@ def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
 
 
 def test_search_without_a_table_says_what_to_materialize(store):
-    with pytest.raises(LookupError, match=r"Materialize 'corpus/vector_index' first"):
+    with pytest.raises(NotFoundError, match=r"Materialize 'corpus/vector_index' first"):
         store.search(NAME, SPACE, fake_vector("x", 16), 3)
 
 
@@ -418,7 +420,7 @@ def test_two_spaces_and_two_collections_are_separate_tables(store):
     assert list(rows(store, SPACE)) == ids(1)
     assert list(rows(store, OTHER)) == ids(2)
     assert store.search("other", SPACE, fake_vector("x", 16), 9)[0].chunk_id == ids(3)[0]
-    with pytest.raises(LookupError):
+    with pytest.raises(NotFoundError):
         store.search("other", OTHER, fake_vector("x", 16), 9)
 
 
