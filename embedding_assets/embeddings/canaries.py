@@ -13,6 +13,7 @@ from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
 from resources.caches.vectors import decode_vectors, encode_vectors, hash_array, valid_vectors
 from resources.embedders.base import Embedder, EmbeddingError
+from resources.errors import EmbeddingAssetsError
 from resources.identity.content_hash import canary_hash
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -31,7 +32,7 @@ _HASHES = hash_array([canary_hash(text) for text in CANARIES])
 _SCHEMA = pa.schema([("text", pa.string()), ("vector", pa.binary())])
 
 
-class SpaceDriftError(RuntimeError):
+class SpaceDriftError(EmbeddingAssetsError):
     """The embedder's vectors are no longer those of its embedding space.
 
     Attributes:

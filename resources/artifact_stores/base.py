@@ -5,8 +5,10 @@ from typing import Any
 
 import dagster as dg
 
+from resources.errors import EmbeddingAssetsError
 
-class ArtifactNotFoundError(FileNotFoundError):
+
+class ArtifactNotFoundError(EmbeddingAssetsError, FileNotFoundError):
     """An asset asked for a file that the asset before it has not written."""
 
     def __init__(self, key: str, location: str) -> None:

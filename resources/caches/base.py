@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import PrivateAttr
 
+from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 from resources.identity.embedding_space import EmbeddingSpace
 
 _HASHES_PER_PAGE = 8_192
@@ -20,7 +21,7 @@ _SECONDS_BETWEEN_SAVES = 60
 """How often the counts of look-ups are added to those in the cache, besides at the end of a run."""
 
 
-class CacheUnavailableError(RuntimeError):
+class CacheUnavailableError(EmbeddingAssetsError):
     """The cache cannot be reached by an operation that is useless without it."""
 
 
@@ -110,7 +111,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_age is None and self.max_bytes is None:
-            raise ValueError("Say what to prune: entries above an age, above a total size, or both")
+            raise InvalidInputError(
+                "Say what to prune: entries above an age, above a total size, or both"
+            )
 
     def oldest_kept(self, written: np.ndarray, sizes: np.ndarray, now: float) -> float:
         """The time before which entries are removed; those written at one time go together.
@@ -238,7 +241,7 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
             dry_run: remove nothing, only say what would be.
 
         Raises:
-            ValueError: neither hashes nor a space were given.
+            InvalidInputError: neither hashes nor a space were given.
             CacheUnavailableError: the cache cannot be reached.
         """
 
@@ -331,12 +334,12 @@ def copy_entries(
         The number of entries read and written.
 
     Raises:
-        LookupError: the source holds nothing of that space.
+        NotFoundError: the source holds nothing of that space.
         CacheUnavailableError: a cache cannot be reached, or the target did not store everything.
     """
     spaces = [space for space in source.spaces() if space_id in (None, space.id)]
     if space_id is not None and not spaces:
-        raise LookupError(f"The cache holds no vectors of the space '{space_id}'.")
+        raise NotFoundError(f"The cache holds no vectors of the space '{space_id}'.")
     copied = 0
     for space in spaces:
         for content_hashes, vectors in source.scan(space):

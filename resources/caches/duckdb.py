@@ -48,6 +48,7 @@ from resources.caches.duckdb_tables import (
 )
 from resources.caches.vectors import check_shape
 from resources.duckdb_engine import duckdb
+from resources.errors import InvalidInputError
 from resources.identity.embedding_space import EmbeddingSpace
 
 _HASHES_PER_SLICE = 262_144
@@ -140,7 +141,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         dry_run: bool = False,
     ) -> list[Removed]:
         if content_hashes is None and space_id is None:
-            raise ValueError("Say what to invalidate: content hashes, a space, or both.")
+            raise InvalidInputError("Say what to invalidate: content hashes, a space, or both.")
         removed = self._act_if_there(
             lambda database: invalidate_entries(database, content_hashes, space_id, dry_run=dry_run)
         )

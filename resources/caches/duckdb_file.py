@@ -10,9 +10,10 @@ from typing import ClassVar
 import dagster as dg
 
 from resources.duckdb_engine import duckdb
+from resources.errors import EmbeddingAssetsError
 
 
-class CacheLockedError(RuntimeError):
+class CacheLockedError(EmbeddingAssetsError):
     """Another process held the cache file for longer than the deadline."""
 
 

@@ -24,6 +24,7 @@ from resources.caches.base import (
 )
 from resources.caches.entry import HEADER, Storage, decode_entries, encode_entries, entry_type
 from resources.caches.vectors import check_shape, hash_array, hash_bytes
+from resources.errors import InvalidInputError
 from resources.identity.content_hash import HASH_BYTES
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -252,7 +253,7 @@ class RedisEmbeddingCache(EmbeddingCache):
     ) -> list[Removed]:
         if content_hashes is None:
             if space_id is None:
-                raise ValueError("Say what to invalidate: content hashes, a space, or both.")
+                raise InvalidInputError("Say what to invalidate: content hashes, a space, or both.")
             removed = self._remove((keys for keys, _, _ in self._walk(space_id)), dry_run)
             if not dry_run:
                 self._server.command("HDEL", self._spaces_key, space_id)

@@ -14,6 +14,7 @@ import dagster as dg
 from resources.caches.base import (
     CacheUnavailableError,
 )
+from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ def _client(url: str, timeout: float) -> "redis.Redis":
         from redis.backoff import NoBackoff
         from redis.retry import Retry
     except ImportError as error:
-        raise ImportError(
-            "A Redis cache needs the package 'redis': pip install 'embedding-assets[redis]'"
-        ) from error
+        raise MissingPackageError("A cache in Redis", "redis") from error
     username, password = _credentials(url)
     return redis.Redis.from_url(
         url,
@@ -181,7 +180,7 @@ def without_credentials(url: str) -> str:
     """Takes user and password out of a URL and remembers them.
 
     Raises:
-        ValueError: it is no URL of a Redis server. The message does not repeat it: where a
+        InvalidInputError: it is no URL of a Redis server. The message does not repeat it: where a
             password was not quoted, any part of it may be the password.
     """
     try:
@@ -199,7 +198,7 @@ def without_credentials(url: str) -> str:
     except ValueError:
         right, parts, shown = False, urlsplit(""), ""
     if not right:
-        raise ValueError(
+        raise InvalidInputError(
             "The URL of the embedding cache must look like redis://user:password@host:6379/0, "
             "rediss://… (TLS) or unix:///path/to/socket, with special characters of user and "
             f"password quoted (# as %23, / as %2F, ? as %3F); options: {', '.join(_OPTIONS)}."

@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from resources.document_sources.base import CTIME, Period, SourceFile
+from resources.errors import EmbeddingAssetsError
 
 # strftime placeholders, from the coarsest to the finest, with their glob.
 PLACEHOLDERS = {
@@ -22,7 +23,7 @@ PLACEHOLDERS = {
 }
 
 
-class UnlistableFolderError(RuntimeError):
+class UnlistableFolderError(EmbeddingAssetsError):
     """A folder of the source cannot be listed, so what is in it must not look deleted.
 
     No `OSError`: those are what fsspec passes over.

@@ -18,15 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+from resources.errors import EmbeddingAssetsError, InvalidInputError
+
 VARIABLE = "EMBEDDING_RATE_LIMITER"
 """Names the limiter that several machines share."""
 
 
-class LimitError(ValueError):
+class LimitError(InvalidInputError):
     """A single request exceeds the limit, so that no waiting helps."""
 
 
-class GivenUpError(RuntimeError):
+class GivenUpError(EmbeddingAssetsError):
     """Who waited was told to wait no more."""
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from resources.errors import InvalidInputError
 from resources.limits.base import VARIABLE, Limits, RateLimiter
 from resources.limits.local import LocalRateLimiter
 from resources.limits.redis import RedisRateLimiter
@@ -33,7 +34,7 @@ def rate_limiter(
     options = dict(parse_qsl(query))
     machines = options.pop("machines", "4")
     if not machines.isdigit() or int(machines) < 1:
-        raise ValueError(f"{VARIABLE}: machines must be a number from 1, got {machines!r}")
+        raise InvalidInputError(f"{VARIABLE}: machines must be a number from 1, got {machines!r}")
     return RedisRateLimiter(
         address + (f"?{urlencode(options)}" if options else ""),
         f"embedding-assets:rate-limit:{identity}",

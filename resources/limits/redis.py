@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.base import NO_LIMITS, VARIABLE, Answer, Limits, RateLimiter
 from resources.limits.local import LONGEST_SLEEP, PACE, SLOTS, LocalRateLimiter
 
@@ -133,9 +134,12 @@ class RedisRateLimiter(RateLimiter):
         super().__init__(limits, window=window, lease=lease)
         if machines < 1:
             raise ValueError(f"machines must be at least 1, got {machines}")
-        from redis import Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+        try:
+            from redis import Redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ImportError as error:
+            raise MissingPackageError(f"{VARIABLE} in Redis", "redis") from error
 
         # By default the client tries again for up to a minute, and so applies a step several times.
         options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
@@ -144,7 +148,7 @@ class RedisRateLimiter(RateLimiter):
         except ValueError:
             client = None
         if client is None:  # outside of `except`: the error may hold the password
-            raise ValueError(
+            raise InvalidInputError(
                 f"{VARIABLE} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
             )
         self._script = client.register_script(_LUA)
