@@ -2,7 +2,8 @@
 
 from typing import ClassVar, Literal
 
-FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
+FailureKind = Literal["unavailable", "out_of_memory", "error"]
+"""What `fallback.when` may name."""
 
 
 class EmbeddingAssetsError(Exception):
@@ -34,11 +35,11 @@ class EmbeddingError(EmbeddingAssetsError):
     """Texts could not be embedded.
 
     Attributes:
-        kind: what `fallback.when` may name; "settings" is for the user to put right.
+        kind: None is for the user to put right: no fallback takes over.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
     """
 
-    kind: ClassVar[FailureKind] = "error"
+    kind: ClassVar[FailureKind | None] = "error"
     blames_text: ClassVar[bool] = False
 
 
@@ -59,7 +60,7 @@ class SelfCheckError(ModelError):
 class SettingsError(EmbeddingError, InvalidInputError):
     """The embedder's settings contradict the model or the server."""
 
-    kind = "settings"
+    kind = None
 
 
 class BudgetError(SettingsError):

@@ -12,8 +12,8 @@ from embedding_assets.artifacts.parquet import write_parquet
 from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
 from resources.caches.vectors import decode_vectors, encode_vectors, hash_array, valid_vectors
-from resources.embedders.base import Embedder, EmbeddingError
-from resources.errors import EmbeddingAssetsError
+from resources.embedders.base import Embedder
+from resources.errors import EmbeddingAssetsError, SelfCheckError
 from resources.identity.content_hash import canary_hash
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -149,8 +149,7 @@ def _embedded(embedder: Embedder) -> np.ndarray:
     """Shape (n, dimension). A broken vector is a failure like others, and is never remembered."""
     vectors = embedder.embed(CANARIES).vectors
     if not valid_vectors(embedder.space, vectors).all():
-        raise EmbeddingError(
-            "self-check",
+        raise SelfCheckError(
             f"'{embedder.space.model}' returned a broken vector (not finite, or of a wrong norm) "
             "for one of the fixed texts that show whether it is well",
         )

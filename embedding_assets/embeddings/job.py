@@ -33,7 +33,7 @@ from embedding_assets.runs.grouping import group_small
 from embedding_assets.runs.progress import Progress, stopwatch
 from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
-from resources.embedders.base import EmbeddingError
+from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
 
 

@@ -9,7 +9,8 @@ import logging
 
 from embedding_assets.collection.settings import FallbackSettings
 from embedding_assets.embeddings.canaries import Canaries
-from resources.embedders.base import Embedder, EmbeddingError
+from resources.embedders.base import Embedder
+from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from resources.caches.vectors import valid_vectors
-from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError
+from resources.embedders.base import Embedder, EmbeddingBatch
+from resources.errors import EmbeddingError
 
 _HARMLESS_TEXT = "A short text that every model can embed."
 _DOUBT_AFTER = 8

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.runs.memory import give_back_freed_memory
+from resources.errors import InvalidInputError
 
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
 # it is done, so that even a killed process leaves it recorded; the others when the step ends.
@@ -26,7 +27,8 @@ class RangeRun:
     """Records what a step has finished, partition by partition.
 
     At the end of a step Dagster records all its partitions; if the step fails, none. This records
-    the finished ones in that case too.
+    the finished ones in that case too. A user's mistake ends the step with its sentence, and is not
+    tried again.
 
     Args:
         context: the step's.
@@ -70,6 +72,8 @@ class RangeRun:
     ) -> None:
         if error_type is not None:
             self._record_now()
+        if isinstance(error, InvalidInputError):
+            raise dg.Failure(str(error), allow_retries=False) from None
 
     def _record_now(self) -> None:
         for partition, metadata in self._unrecorded.items():

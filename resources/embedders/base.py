@@ -13,37 +13,6 @@ from resources.identity.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
 
-FailureKind = Literal["unavailable", "out_of_memory", "error", "settings"]
-
-_STAGES_THAT_BLAME_A_TEXT = ("tokenize", "infer", "request", "answer")
-_KINDS: dict[str, FailureKind] = {
-    "unavailable": "unavailable",
-    "rate limit": "unavailable",
-    "quota": "unavailable",
-    "credentials": "unavailable",
-    "out of memory": "out_of_memory",
-    "settings": "settings",
-    "budget": "settings",
-}
-
-
-class EmbeddingError(RuntimeError):
-    """Texts could not be embedded.
-
-    Attributes:
-        stage: where it happened: "resolve" (find the model), "load", "compile", "self-check",
-            "tokenize" or "infer"; "worker" (a GPU's process died);
-            remote embedders add "request" and "answer", and others.
-        blames_text: whether one of the texts may be the reason; then the others may still succeed.
-        kind: what a fallback may be declared for; "settings" is for the user to put right.
-    """
-
-    def __init__(self, stage: str, message: str) -> None:
-        super().__init__(f"{message} (stage: {stage})")
-        self.stage = stage
-        self.blames_text = stage in _STAGES_THAT_BLAME_A_TEXT
-        self.kind: FailureKind = _KINDS.get(stage, "error")
-
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
@@ -91,7 +60,7 @@ class Embedder(dg.ConfigurableResource, ABC):
             role: which of the model's prompts goes before each text.
 
         Raises:
-            EmbeddingError: nothing was embedded; the error names the stage.
+            EmbeddingError: nothing was embedded; its class says of what kind the failure is.
         """
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from resources.embedders.base import EmbeddingError
+from resources.errors import BudgetError, SettingsError
 
 VARIABLE = "EMBEDDING_PRICES"
 
@@ -34,8 +34,8 @@ def _prices(path: Path) -> dict[str, float]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise EmbeddingError(
-            "settings", f"The price table {path} cannot be read ({error}); {expected}."
+        raise SettingsError(
+            f"The price table {path} cannot be read ({error}); {expected}."
         ) from error
     good = isinstance(content, dict) and all(
         isinstance(price, int | float)
@@ -45,7 +45,7 @@ def _prices(path: Path) -> dict[str, float]:
         for price in content.values()
     )
     if not good:
-        raise EmbeddingError("settings", f"The price table {path} is wrong: {expected}.")
+        raise SettingsError(f"The price table {path} is wrong: {expected}.")
     return {str(model): float(price) for model, price in content.items()}
 
 
@@ -72,8 +72,7 @@ class Budget:
             # Requests in flight cost less than was set aside for them: only they can make room.
             self._changed.wait_for(lambda: self._fits(dollars) or not self._reserved)
             if not self._fits(dollars):
-                raise EmbeddingError(
-                    "budget",
+                raise BudgetError(
                     f"{self._spent:.4f} of the {self._most:.4f} dollars of max_dollars are spent, "
                     f"and the next request could cost {dollars:.6f}. What is embedded is kept: "
                     "raise max_dollars, or run again",

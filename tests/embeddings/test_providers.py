@@ -1,6 +1,7 @@
 """A fallback to another model never mixes its vectors with the primary's, and is undone later."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,12 @@ from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.embeddings.canaries import CANARIES, SpaceDriftError
 from embedding_assets.retrieval.fusion import fuse_rankings
 from embedding_assets.retrieval.search import IndexReader
-from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError, Role
+from resources import errors
+from resources.embedders import local
+from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.embedders.local import LocalEmbedder
+from resources.embedders.local_model.device_workers import WorkerSettings
+from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import CountingEmbedder, fake_vector
 from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
@@ -31,14 +37,14 @@ class Faulty(CountingEmbedder):
 
     fails_at: str = ""
     fails_after: int = 1_000_000
-    stage: str = "unavailable"
+    error: str = "EmbedderUnavailableError"
     switch: str = ""
     """A file; while it is there, the embedder works."""
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         fails = self.fails_at and any(self.fails_at in text for text in texts)
         if (fails or len(self.texts) >= self.fails_after) and not Path(self.switch).exists():
-            raise EmbeddingError(self.stage, "nobody answers")
+            raise getattr(errors, self.error)("nobody answers")
         return super().embed(texts, role)
 
 
@@ -89,7 +95,7 @@ def documents() -> list[dict[str, Any]]:
     ]
 
 
-def make(folder: Path, primary: CountingEmbedder, **options: Any) -> Pipeline:
+def make(folder: Path, primary: Embedder, **options: Any) -> Pipeline:
     source = write_jsonl(folder / "source.jsonl", documents())
     settings = {
         "source": {"fields": {"timestamp": "created"}},
@@ -157,7 +163,9 @@ def test_a_primary_that_fails_half_way_is_stood_in_for_and_comes_back_by_itself(
 def test_texts_that_the_fallback_refuses_are_errors_too(tmp_path):
     primary = Faulty(fails_after=0, switch=str(tmp_path / "never"))
     other = {"model": "other", "dimension": 16}
-    fallback = Faulty(fails_at="report 1 of 2021", stage="infer", switch=primary.switch, **other)
+    fallback = Faulty(
+        fails_at="report 1 of 2021", error="TextError", switch=primary.switch, **other
+    )
     settings = {"fallback": {"model": "other"}}
     pipeline = make(tmp_path, primary, fallback=fallback, settings=settings)
     result = pipeline.run("2021", "2021")
@@ -226,11 +234,11 @@ def test_ranks_are_fused_by_reciprocal_rank():
 
 
 @pytest.mark.parametrize(
-    ("stage", "when"),
-    [("unavailable", ["out_of_memory"]), ("load", ["unavailable"]), ("settings", ["error"])],
+    ("error", "when"),
+    [("EmbedderUnavailableError", ["out_of_memory"]), ("ModelError", ["unavailable"])],
 )
-def test_failures_for_which_no_fallback_was_declared_end_the_run(tmp_path, stage, when):
-    primary = Faulty(fails_at="of 2021", stage=stage, switch=str(tmp_path / "never"))
+def test_failures_for_which_no_fallback_was_declared_end_the_run(tmp_path, error, when):
+    primary = Faulty(fails_at="of 2021", error=error, switch=str(tmp_path / "never"))
     pipeline = make(
         tmp_path,
         primary,
@@ -239,6 +247,59 @@ def test_failures_for_which_no_fallback_was_declared_end_the_run(tmp_path, stage
     )
     with pytest.raises(EmbeddingError, match="nobody answers"):
         pipeline.run("2021")
+
+
+def test_no_fallback_takes_over_from_an_embedder_with_wrong_settings_and_no_run_is_repeated(
+    tmp_path,
+):
+    primary = Faulty(fails_at="of 2021", error="SettingsError", switch=str(tmp_path / "never"))
+    fallback = CountingEmbedder(model="other")
+    pipeline = make(tmp_path, primary, fallback=fallback, settings={"fallback": {"model": "other"}})
+    with pytest.raises(dg.Failure) as caught:
+        pipeline.run("2021")
+    assert caught.value.description == "nobody answers"
+    assert not caught.value.allow_retries
+
+
+NO_MEMORY = """
+import pathlib, torch
+
+real = torch.nn.functional.linear
+
+def linear(*arguments, **options):
+    if pathlib.Path({switch!r}).exists():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    return real(*arguments, **options)
+
+torch.nn.functional.linear = linear
+"""
+
+
+@pytest.mark.parametrize("when_loading", [True, False])
+def test_a_fallback_for_want_of_memory_takes_over_from_a_device_that_has_none(
+    when_loading, tmp_path, monkeypatch
+):
+    switch, project = tmp_path / "memory is full", Path(errors.__file__).parents[1]
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "sitecustomize.py").write_text(NO_MEMORY.format(switch=str(switch)))
+    device = {"device A": {"PYTHONPATH": f"{tmp_path / 'device'}{os.pathsep}{project}"}}
+    monkeypatch.setattr(local, "visible_gpus", lambda: device)
+    monkeypatch.setattr(
+        local,
+        "WorkerSettings",
+        lambda files, space, _, *rest: WorkerSettings(files, space, "cpu", *rest),
+    )
+    primary = LocalEmbedder(model_cache=str(tmp_path / "models"), device="cuda")
+    fallback = CountingEmbedder(model="other")
+    settings = {"fallback": {"model": "other", "when": ["out_of_memory"]}}
+    pipeline = make(tmp_path, primary, fallback=fallback, settings=settings)
+    if not when_loading:
+        pipeline.run("2021")
+    switch.touch()
+    assert pipeline.run("2022").success
+    assert {row["partition"] for row in pipeline.rows(fallback)} == {"2022"}
+    assert {row["partition"] for row in pipeline.rows()} == (set() if when_loading else {"2021"})
+    assert not pipeline.embedding_quarantine()
 
 
 def test_a_fallback_in_the_same_space_writes_into_it_once_it_has_proved_to_be_the_same(tmp_path):

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
-from resources.embedders.base import EmbeddingBatch, EmbeddingError, Role
+from resources.embedders.base import EmbeddingBatch, Role
+from resources.errors import EmbedderUnavailableError, EmbeddingError
 from tests.support.fakes import POISON, CountingEmbedder, fake_vector
 
 
@@ -38,7 +39,7 @@ class Refusing(CountingEmbedder):
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         if texts[0] == "stop":
             threading.Timer(0.2, _stopped.set).start()  # by then the failure is known
-            raise EmbeddingError("quota", "no more of it")
+            raise EmbedderUnavailableError("no more of it")
         _stopped.wait(timeout=10)
         return super().embed(texts, role)
 

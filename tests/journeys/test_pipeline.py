@@ -18,7 +18,8 @@ from embedding_assets.collection.settings import ChunkingSettings
 from embedding_assets.deduplicated_chunks.chunks import Splitter
 from embedding_assets.runs.history import latest_materializations
 from resources.caches.vectors import CONTENT_HASH_TYPE
-from resources.embedders.base import EmbeddingBatch, EmbeddingError, Role
+from resources.embedders.base import EmbeddingBatch, Role
+from resources.errors import EmbeddingError, ModelError
 from resources.identity.content_hash import content_hash
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.vector_stores.lancedb import LanceDBVectorStore
@@ -914,7 +915,7 @@ class _FailsAt(CountingEmbedder):
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         if any(self.outage_at in text for text in texts):
-            raise EmbeddingError("load", "the model went away")
+            raise ModelError("the model went away")
         return super().embed(texts, role)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embedding_assets.embeddings.canaries import CANARIES
-from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError, Role
+from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.errors import TextError
 from resources.identity.embedding_space import EmbeddingSpace
 
 POISON = "this text breaks the model"
@@ -75,7 +76,7 @@ class CountingEmbedder(Embedder):
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         del role  # the fake model has no prompts
         if self.fails_always or any(POISON in text for text in texts):
-            raise EmbeddingError("infer", "the fake model cannot embed this batch")
+            raise TextError("the fake model cannot embed this batch")
         if tuple(texts) != CANARIES:
             self._remember(texts)
         vectors = np.stack([fake_vector(text, self.dimension) for text in texts])

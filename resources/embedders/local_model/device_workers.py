@@ -22,10 +22,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from resources.embedders.base import EmbeddingBatch, EmbeddingError
+from resources.embedders.base import EmbeddingBatch
+from resources.embedders.local_model.failures import from_message, to_message
 from resources.embedders.local_model.model_files import ModelFiles
 from resources.embedders.local_model.packed_engine import IN_FLIGHT
 from resources.embedders.local_model.token_batches import TokenizedTexts, TokenizerPool
+from resources.errors import EmbeddingError, ModelError, TextError
 from resources.identity.embedding_space import EmbeddingSpace
 
 # --- messages -------------------------------------------------------------------------------------
@@ -132,8 +134,7 @@ class DeviceWorkers:
             is no device.
         """
         if not devices:
-            raise EmbeddingError(
-                "load",
+            raise ModelError(
                 "torch sees no CUDA device here. Set device to cpu, or install a build of torch "
                 "for CUDA and a driver that it can use.",
             )
@@ -153,8 +154,8 @@ class DeviceWorkers:
 
     def embed(self, texts: Sequence[str], prompt: str = "") -> EmbeddingBatch:
         """Raises:
-        EmbeddingError: as `TorchModel.embed`; or of stage "worker": the process died, and the
-            next call starts another.
+        EmbeddingError: as `TorchModel.embed`; or the process died, and the next call
+            starts another.
         """
         tokenized = self._tokenizers.tokenize(texts, prompt)
         worker = self._least_busy(len(tokenized.tokens))
@@ -308,14 +309,13 @@ class _Worker:
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - 2_000))
         said = self._said.read().decode(errors="replace").strip() or "It said nothing."
         killed = " (killed, perhaps for want of memory)" if code == -9 else ""
-        error = {"stage": "worker", "message": f"Its process ended with {code}{killed}. {said}"}
+        error = to_message(ModelError(f"Its process ended with {code}{killed}. {said}"), ModelError)
         for answer in waiting.values():
             answer.set_result(({"error": error}, []))
 
     def _raise_if_failed(self, header: dict[str, Any]) -> None:
         if "error" in header:
-            error = header["error"]
-            raise EmbeddingError(error["stage"], f"{self.name}: {error['message']}")
+            raise from_message(header["error"], f"{self.name}: ")
 
 
 # --- the worker -----------------------------------------------------------------------------------
@@ -331,18 +331,13 @@ def main() -> None:
         with writing:
             write_message(answers, {"number": number, **content}, arrays)
 
-    def fail(number: int, error: Exception) -> None:
-        stage = error.stage if isinstance(error, EmbeddingError) else "infer"
-        message = str(error).removesuffix(f" (stage: {stage})")
-        answer(number, {"error": {"stage": stage, "message": message}})
-
     first = read_message(requests)
     if first is None:
         return
     try:
         model = _load(WorkerSettings.from_message(first[0]))
     except Exception as error:
-        fail(0, error)
+        answer(0, {"error": to_message(error, ModelError)})
         return
     answer(0, {"about": str(model), "check": str(model.check)})
 
@@ -359,7 +354,7 @@ def main() -> None:
             vectors = model.embed_tokenized(texts, header["prompt"], tokenized)
             answer(header["number"], {}, vectors)
         except Exception as error:
-            fail(header["number"], error)
+            answer(header["number"], {"error": to_message(error, TextError)})
 
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         while (message := read_message(requests)) is not None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from resources.embedders.base import EmbeddingError
+from resources.embedders.local_model.failures import failure, to_message
 from resources.embedders.local_model.model_files import ModelFiles, write_json
 from resources.embedders.local_model.token_batches import TextTokenizer
+from resources.errors import ModelError
 from resources.identity.embedding_space import EmbeddingSpace, canonical_json
 from resources.lean_imports import import_openvino
 
@@ -118,15 +118,13 @@ def load_sentence_transformer(files: ModelFiles, device: str) -> Any:
             model_kwargs={"dtype": "float32"},
         )
     except Exception as error:
-        raise EmbeddingError(
-            "load", f"sentence-transformers cannot load {files.folder}: {error}"
-        ) from error
+        what = f"sentence-transformers cannot load {files.folder}"
+        raise failure(error, what, ModelError) from error
     model.eval()
     model.max_seq_length = files.token_limit
     dimension = model.get_embedding_dimension()
     if dimension != files.dimension:
-        raise EmbeddingError(
-            "load",
+        raise ModelError(
             f"'{files.name}' has {dimension} dimensions, but its files say {files.dimension}.",
         )
     return model
@@ -266,12 +264,8 @@ def main(arguments: Sequence[str]) -> int:
         manifest = compile_model(
             ModelFiles(Path(request["folder"]), request["name"], request["max_tokens"]), folder
         )
-    except EmbeddingError as error:
-        write_json(folder / "error.json", {"stage": error.stage, "message": str(error)})
-        return 1
     except Exception as error:
-        traceback.print_exc()
-        write_json(folder / "error.json", {"stage": "compile", "message": repr(error)})
+        write_json(folder / "error.json", to_message(error, ModelError))
         return 1
     manifest.write(folder)
     return 0

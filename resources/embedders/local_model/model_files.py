@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
-from resources.embedders.base import EmbeddingError, Role
+from resources.embedders.base import Role
+from resources.errors import ModelError, SettingsError
 from resources.identity.embedding_space import EmbeddingSpace, canonical_json
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -87,9 +88,7 @@ def find_model(model: str, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise EmbeddingError(
-            "resolve", f"Model folder '{model}' does not exist (looked for {folder.absolute()})."
-        )
+        raise ModelError(f"Model folder '{model}' does not exist (looked for {folder.absolute()}).")
     name = model if "/" in model else f"sentence-transformers/{model}"
     cached = _from_hub(name, revision, local_files_only=True)
     if isinstance(cached, Path):
@@ -99,8 +98,7 @@ def find_model(model: str, revision: str | None = None) -> Path:
     downloaded = _from_hub(name, revision, local_files_only=False)
     if isinstance(downloaded, Path):
         return downloaded
-    raise EmbeddingError(
-        "resolve",
+    raise ModelError(
         f"Model '{name}' was not found. It is no local folder, it is not in the Hugging Face cache "
         f"({cached}), and the hub did not give it ({downloaded}). Copy the model's folder here and "
         "name that folder as the model, or run once where the hub can be reached.",
@@ -309,8 +307,7 @@ class ModelFiles:
         if self.max_tokens is not None:
             special = self.special_tokens
             if self.max_tokens <= special or any(self.max_tokens > limit for limit in limits):
-                raise EmbeddingError(
-                    "resolve",
+                raise SettingsError(
                     f"max_tokens is {self.max_tokens}, but '{self.name}' takes {special + 1} to "
                     f"{limits[0] if limits else 'any number of'} tokens.",
                 )
@@ -322,8 +319,7 @@ class ModelFiles:
         if own is not None and own < 1e9:
             limits.append(int(own))
         if not limits:
-            raise EmbeddingError(
-                "resolve",
+            raise SettingsError(
                 f"'{self.name}' names no longest input. Set max_tokens (512 is usual).",
             )
         return min(limits)
@@ -333,9 +329,7 @@ class ModelFiles:
         try:
             tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
         except Exception as error:  # the library has no exceptions of its own
-            raise EmbeddingError(
-                "resolve", f"{self._tokenizer_file} is no tokenizer: {error}"
-            ) from error
+            raise ModelError(f"{self._tokenizer_file} is no tokenizer: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if self._module_settings.get("do_lower_case"):
@@ -363,8 +357,7 @@ class ModelFiles:
         for folder in (self._transformer_folder, self.folder):
             if (folder / "tokenizer.json").exists():
                 return folder / "tokenizer.json"
-        raise EmbeddingError(
-            "resolve",
+        raise ModelError(
             f"'{self.name}' has no tokenizer.json in {self.folder}. Convert its tokenizer "
             f"once: transformers.AutoTokenizer.from_pretrained({str(self.folder)!r})"
             f".save_pretrained({str(self.folder)!r})",
@@ -373,15 +366,13 @@ class ModelFiles:
     def _weights(self, hashes: FileHashes) -> str:
         files = weight_files(self.folder)
         if not files:
-            raise EmbeddingError(
-                "resolve",
+            raise ModelError(
                 f"'{self.name}' has no weights in {self.folder}: expected model.safetensors "
                 "(or pytorch_model.bin).",
             )
         digests = {file.relative_to(self.folder).as_posix(): hashes.sha256(file) for file in files}
         if self.folder == _packaged_model() and digests["model.safetensors"] != PACKAGED_WEIGHTS:
-            raise EmbeddingError(
-                "resolve",
+            raise ModelError(
                 f"{files[0]} is not the official {DEFAULT_MODEL}: its SHA-256 is "
                 f"{digests['model.safetensors']}, expected {PACKAGED_WEIGHTS}. "
                 f"Reinstall the package {PACKAGED_MODEL.replace('_', '-')}.",
@@ -403,16 +394,14 @@ class ModelFiles:
         modules = []
         for module in sorted(_read_json(path), key=lambda module: module["idx"]):
             if not module["type"].startswith("sentence_transformers."):
-                raise EmbeddingError(
-                    "resolve",
+                raise ModelError(
                     f"'{self.name}' needs code of its own ({module['type']}), which is never run.",
                 )
             modules.append((module["type"].rsplit(".", 1)[-1], self.folder / module["path"]))
         model_type = self._settings.get("model_type", "SentenceTransformer")
         if not modules or modules[0][0] != "Transformer" or model_type != "SentenceTransformer":
             kinds = ", ".join(kind for kind, _ in modules)
-            raise EmbeddingError(
-                "resolve",
+            raise ModelError(
                 f"'{self.name}' is a {model_type} of the modules {kinds}; expected a "
                 "SentenceTransformer whose first module is a Transformer.",
             )
@@ -476,9 +465,7 @@ class ModelFiles:
     def _transformer_config(self) -> dict[str, Any]:
         config = _read_json(self._transformer_folder / "config.json")
         if "auto_map" in config and "model_type" not in config:
-            raise EmbeddingError(
-                "resolve", f"'{self.name}' needs code of its own (auto_map), which is never run."
-            )
+            raise ModelError(f"'{self.name}' needs code of its own (auto_map), which is never run.")
         return config
 
     @cached_property
@@ -526,9 +513,7 @@ class ModelFiles:
         ]
         size = next((size for size in sizes if size), None)
         if size is None:
-            raise EmbeddingError(
-                "resolve", f"The dimension of '{self.name}' is not in its config.json."
-            )
+            raise ModelError(f"The dimension of '{self.name}' is not in its config.json.")
         return size
 
 
@@ -538,8 +523,8 @@ def _read_json(path: Path, default: Any = None) -> Any:
     except FileNotFoundError:
         if default is not None:
             return default
-        raise EmbeddingError(
-            "resolve", f"{path} does not exist; is {path.parent} the folder of a model?"
+        raise ModelError(
+            f"{path} does not exist; is {path.parent} the folder of a model?"
         ) from None
     except ValueError as error:
-        raise EmbeddingError("resolve", f"{path} is not valid JSON: {error}") from error
+        raise ModelError(f"{path} is not valid JSON: {error}") from error

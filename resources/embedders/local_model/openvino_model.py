@@ -21,7 +21,8 @@ import numpy as np
 from filelock import FileLock
 from tokenizers import Tokenizer
 
-from resources.embedders.base import EmbeddingBatch, EmbeddingError
+from resources.embedders.base import EmbeddingBatch
+from resources.embedders.local_model.failures import failure, from_message
 from resources.embedders.local_model.model_compiler import (
     MODEL_FILE,
     REFERENCE_FILE,
@@ -33,6 +34,13 @@ from resources.embedders.local_model.model_compiler import (
 )
 from resources.embedders.local_model.model_files import ModelFiles, write_json
 from resources.embedders.local_model.token_batches import TextTokenizer, token_batches
+from resources.errors import (
+    EmbedderOutOfMemoryError,
+    EmbeddingError,
+    ModelError,
+    SelfCheckError,
+    TextError,
+)
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_openvino
 
@@ -82,7 +90,7 @@ def _compile(files: ModelFiles, cache: Path, key: str) -> Manifest:
         _run_compiler(files, temporary)
         manifest = Manifest.read(temporary)
         if manifest is None:
-            raise EmbeddingError("compile", f"The compiler left no model in {temporary}.")
+            raise ModelError(f"The compiler left no model in {temporary}.")
         shutil.rmtree(cache / key, ignore_errors=True)
         temporary.replace(cache / key)
         return manifest
@@ -123,12 +131,11 @@ def _run_compiler(files: ModelFiles, output: Path) -> None:
     except (OSError, ValueError):
         said = finished.stderr.strip()[-2000:] or "It said nothing."
         killed = finished.returncode == -9
-        raise EmbeddingError(
-            "compile",
+        raise ModelError(
             f"The process that compiles '{files.name}' ended with {finished.returncode}"
             f"{' (killed, perhaps for want of memory)' if killed else ''}. {said}",
         ) from None
-    raise EmbeddingError(error["stage"], error["message"])
+    raise from_message(error)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ class OpenVINOModel:
         """
         manifest = Manifest.read(folder)
         if manifest is None:
-            raise EmbeddingError("load", f"The compiled model in {folder} is incomplete.")
+            raise ModelError(f"The compiled model in {folder} is incomplete.")
         self.precision: Precision = precision
         self._manifest = manifest
         self._dimension = space.dimension
@@ -224,9 +231,8 @@ class OpenVINOModel:
             }
             self._requests: _Requests | None = self._new_requests()
         except Exception as error:
-            raise EmbeddingError(
-                "load", f"The compiled model in {folder} cannot be loaded: {error}"
-            ) from error
+            what = f"The compiled model in {folder} cannot be loaded"
+            raise failure(error, what, ModelError) from error
 
     def embed(self, texts: Sequence[str], prompt: str = "") -> EmbeddingBatch:
         """Raises:
@@ -276,7 +282,7 @@ class OpenVINOModel:
                 return self._run(self._requests, ids, lengths, submitted=lambda: None)
             except Exception as error:
                 self._requests = None
-                raise EmbeddingError("infer", f"OpenVINO failed on a batch: {error}") from error
+                raise failure(error, "OpenVINO failed on a batch", TextError) from error
 
     def _run(
         self,
@@ -371,11 +377,11 @@ def load_openvino_model(
                 return model, f"{check}{note}"
             problem = f"{check}, but the cosine must be at least {MIN_COSINE[chosen]}"
             if chosen == "bf16":
-                raise EmbeddingError(
-                    "self-check", f"'{files.name}' {problem}. Set precision to fp32 or auto."
-                )
+                raise SelfCheckError(f"'{files.name}' {problem}. Set precision to fp32 or auto.")
+        except (SelfCheckError, EmbedderOutOfMemoryError):
+            raise
         except EmbeddingError as error:
-            if attempt == "second" or error.stage == "self-check":
+            if attempt == "second":
                 raise
             problem = str(error)
         log.warning("Discarding the compiled model of '%s': %s", files.name, problem)

@@ -7,23 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from resources.embedders.base import EmbeddingError
+from resources.embedders.local_model.failures import failure, out_of_memory
 from resources.embedders.local_model.packed_attention import PackedModel
 from resources.embedders.local_model.token_batches import TokenizedTexts
 from resources.embedders.local_model.token_budget import TokenBudget
+from resources.errors import EmbeddingError, TextError, TextOutOfMemoryError
 
 IN_FLIGHT = 3
 """Batches between the copy to the device and the copy back."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch says that the device's memory is full: not all backends use its own class."""
-    said = str(error).lower()
-    return (
-        type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in said
-        or "cublas_status_alloc_failed" in said
-    )
 
 
 @dataclass
@@ -82,7 +73,7 @@ class PackedEngine:
         except EmbeddingError:
             raise
         except Exception as error:
-            raise EmbeddingError("infer", f"torch failed on a batch: {error}") from error
+            raise failure(error, "torch failed on a batch", TextError) from error
         finally:
             for _ in pending:  # of a failed call
                 self._slots.release()
@@ -136,8 +127,7 @@ class PackedEngine:
             if end - start > 1:
                 self.budget.shrink(tokens)
             elif emptied:
-                raise EmbeddingError(
-                    "infer",
+                raise TextOutOfMemoryError(
                     f"Text {int(order[start])} of {len(texts.lengths)} ({tokens} tokens) alone "
                     f"does not fit in the memory of {self._device}.",
                 )

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from resources.embedders.base import EmbeddingError
+from resources.errors import EmbeddingError, ModelError, TextError
 
 _LANES = 16
 _MOST_PADDING = 1 / 32
@@ -58,9 +58,7 @@ class TextTokenizer:
         types = np.array(probe.type_ids, dtype=np.int64)
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         if list(ids[first:last]) != bare or not bare:
-            raise EmbeddingError(
-                "tokenize", "The tokenizer places special tokens inside the text: not supported."
-            )
+            raise ModelError("The tokenizer places special tokens inside the text: not supported.")
         self._prefix, self._suffix = ids[:first], ids[last:]
         self._types = types[:first], types[first], types[last:]
         self._max_tokens = max_tokens
@@ -140,10 +138,8 @@ class TextTokenizer:
             try:
                 self._tokenizer.encode(text)
             except Exception as cause:
-                return EmbeddingError(
-                    "tokenize", f"Text {position} of {len(inputs)} cannot be tokenized: {cause}"
-                )
-        return EmbeddingError("tokenize", f"The texts cannot be tokenized: {error}")
+                return TextError(f"Text {position} of {len(inputs)} cannot be tokenized: {cause}")
+        return TextError(f"The texts cannot be tokenized: {error}")
 
 
 class TokenizerPool:

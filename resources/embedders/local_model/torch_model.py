@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resources.embedders.base import EmbeddingBatch, EmbeddingError
+from resources.embedders.base import EmbeddingBatch
+from resources.embedders.local_model.failures import failure, out_of_memory
 from resources.embedders.local_model.model_compiler import (
     REFERENCE_TEXTS,
     UnsupportedModelError,
@@ -17,7 +18,7 @@ from resources.embedders.local_model.model_compiler import (
 from resources.embedders.local_model.model_files import ModelFiles
 from resources.embedders.local_model.openvino_model import MIN_COSINE, SelfCheck, check_vectors
 from resources.embedders.local_model.packed_attention import PackedModel
-from resources.embedders.local_model.packed_engine import PackedEngine, out_of_memory
+from resources.embedders.local_model.packed_engine import PackedEngine
 from resources.embedders.local_model.token_batches import (
     TextTokenizer,
     TokenizedTexts,
@@ -28,6 +29,13 @@ from resources.embedders.local_model.token_budget import (
     TokenBudget,
     remembered_budget,
     search_budget,
+)
+from resources.errors import (
+    EmbeddingError,
+    ModelError,
+    SelfCheckError,
+    TextError,
+    TextOutOfMemoryError,
 )
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -81,7 +89,13 @@ class TorchModel:
         self._tokenizers = TokenizerPool(files.tokenizer, *settings)
         self._exact_model: Any = None
         self._budget = TokenBudget(batch_tokens or BATCH_TOKENS)
-        self._load(precision)
+        try:
+            self._load(precision)
+        except EmbeddingError:
+            raise
+        except Exception as error:
+            what = f"'{files.name}' cannot embed on {device}"
+            raise failure(error, what, ModelError) from error
         if self._engine is not None and batch_tokens is None and device == "cuda":
             self._budget = TokenBudget(self._found_budget(self._engine, cache))
             self._engine.budget = self._budget
@@ -150,8 +164,7 @@ class TorchModel:
                     return
                 if packed:
                     self._unpacked_because = f"packed it failed its {self.check}"
-        raise EmbeddingError(
-            "self-check",
+        raise SelfCheckError(
             f"'{self._files.name}' {self.check} on {self._device}, but the cosine must be at least "
             f"{MIN_COSINE[self.precision]}. Set precision to fp32.",
         )
@@ -218,7 +231,7 @@ class TorchModel:
                 return search_budget(peak_bytes, seconds, torch.cuda.mem_get_info()[0])
             except Exception as error:
                 if not out_of_memory(error):
-                    raise EmbeddingError("load", f"A first batch failed: {error}") from error
+                    raise ModelError(f"A first batch failed: {error}") from error
             return BATCH_TOKENS  # halved as need be
 
         key = f"{torch.cuda.get_device_name()}, {self._space.weights}, {self.precision}"
@@ -240,10 +253,9 @@ class TorchModel:
             return vectors
         except Exception as error:
             if not out_of_memory(error):
-                raise EmbeddingError("infer", f"torch failed on a batch: {error}") from error
+                raise TextError(f"torch failed on a batch: {error}") from error
             if len(texts) == 1:
-                raise EmbeddingError(
-                    "infer",
+                raise TextOutOfMemoryError(
                     f"A text of {tokens} tokens alone does not fit in the memory of "
                     f"{self._device}: {error}",
                 ) from error
@@ -269,7 +281,7 @@ class TorchModel:
             try:
                 return self._encode(texts, prompt, self._exact_model, batch_size=8)
             except Exception as error:
-                raise EmbeddingError("infer", f"torch failed in fp32: {error}") from error
+                raise failure(error, "torch failed in fp32", TextError) from error
 
     def _encode(
         self, texts: list[str], prompt: str, model: Any = None, batch_size: int | None = None

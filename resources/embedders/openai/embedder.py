@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from tokenizers import Tokenizer
 
-from resources.embedders.base import Embedder, EmbeddingBatch, EmbeddingError, Role
+from resources.embedders.base import Embedder, EmbeddingBatch, Role
 from resources.embedders.openai.models import (
     CAN_BE_SHORTENED,
     OPENAI_DIMENSIONS,
@@ -28,6 +28,13 @@ from resources.embedders.openai.models import (
 from resources.embedders.openai.protocol import Refusal, Reply, Vectors, read, told
 from resources.embedders.openai.token_estimate import estimating_tokenizer
 from resources.embedders.pricing import Budget, dollars_per_million_tokens, prices_file
+from resources.errors import (
+    CredentialsError,
+    EmbedderUnavailableError,
+    EmbeddingError,
+    MissingPackageError,
+    SettingsError,
+)
 from resources.identity.embedding_space import EmbeddingSpace, canonical_json
 from resources.limits.base import GivenUpError, Grant, LimitError, Limits, RateLimiter, Usage
 from resources.limits.concurrency import AdaptiveConcurrency
@@ -219,8 +226,7 @@ class OpenAIEmbedder(Embedder):
     def _space(self) -> EmbeddingSpace:
         dimension = self.dimensions or OPENAI_DIMENSIONS.get(self.model)
         if dimension is None:
-            raise EmbeddingError(
-                "settings",
+            raise SettingsError(
                 f"How long are the vectors of {self.model!r}? Set 'dimensions', for example "
                 "dimensions: 768.",
             )
@@ -252,9 +258,7 @@ class OpenAIEmbedder(Embedder):
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise EmbeddingError(
-                "settings", f"{path} is not a readable tokenizer.json ({error})."
-            ) from error
+            raise SettingsError(f"{path} is not a readable tokenizer.json ({error}).") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer.to_str()
@@ -365,7 +369,7 @@ class OpenAIEmbedder(Embedder):
                 charged = estimate  # so long as nothing else is known
                 reply = self._exchange(texts)
                 if isinstance(reply, str):
-                    return Refusal("retry", "unavailable", reply), number
+                    return Refusal("retry", EmbedderUnavailableError, reply), number
                 found = read(reply, self.model, len(texts), self.space.dimension)
                 if isinstance(found, Vectors):
                     charged = found.tokens or estimate
@@ -383,10 +387,9 @@ class OpenAIEmbedder(Embedder):
         try:
             return self._shared.limiter.acquire(tokens, given_up)
         except GivenUpError as error:
-            raise EmbeddingError("unavailable", f"{self.base_url} was given up") from error
+            raise EmbedderUnavailableError(f"{self.base_url} was given up") from error
         except LimitError as error:
-            raise EmbeddingError(
-                "settings",
+            raise SettingsError(
                 f"{error}. Raise tokens_per_minute or requests_per_minute, or lower "
                 "chunking.max_tokens",
             ) from error
@@ -428,14 +431,14 @@ class OpenAIEmbedder(Embedder):
                 f". Given up after max_wait ({self.max_wait:,.0f} s). What is embedded is kept: "
                 "run again when the server is well"
             )
-        elif refusal.stage == "credentials":
+        elif refusal.error is CredentialsError:
             name = self._key_variable
             reason += (
                 f". Is the environment variable {name} right?"
                 if name
                 else ". Name the environment variable that holds the key in api_key_env"
             )
-        return EmbeddingError(refusal.stage, f"{self.base_url}: {reason}.")
+        return refusal.error(f"{self.base_url}: {reason}.")
 
     @property
     def _key_variable(self) -> str | None:
@@ -451,20 +454,15 @@ class OpenAIEmbedder(Embedder):
         try:
             from openai import OpenAI
         except ImportError:
-            raise EmbeddingError(
-                "settings",
-                "The package 'openai' is missing: pip install 'embedding-assets[openai]'.",
-            ) from None
+            raise MissingPackageError("provider: openai", "openai") from None
         key = self._key
         if key is None and self._key_variable:
-            raise EmbeddingError(
-                "credentials",
+            raise CredentialsError(
                 f"The environment variable {self._key_variable} is not set; it must hold the key "
                 f"for {self.base_url}.",
             )
         if key and not (key.isascii() and key.isprintable()):
-            raise EmbeddingError(
-                "credentials",
+            raise CredentialsError(
                 f"The environment variable {self._key_variable} holds characters that no key has.",
             )
         return OpenAI(
@@ -479,8 +477,7 @@ class OpenAIEmbedder(Embedder):
         """US dollars a token."""
         price = dollars_per_million_tokens(self.model)
         if price is None and self.max_dollars is not None:
-            raise EmbeddingError(
-                "settings",
+            raise SettingsError(
                 f"max_dollars needs the price of {self.model!r}: add a line to {prices_file()}.",
             )
         return (price or 0.0) / 1e6

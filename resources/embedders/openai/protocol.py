@@ -17,6 +17,14 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from resources.errors import (
+    CredentialsError,
+    EmbedderUnavailableError,
+    EmbeddingError,
+    ModelError,
+    SettingsError,
+    TextError,
+)
 from resources.limits.base import Limits, Told
 
 
@@ -60,13 +68,13 @@ class Refusal:
         remedy: "stop": nothing does; "split": one of the texts may be at fault; "pause": nobody
             should send anything for a while; "retry": send it again; "retry or split": send it
             again a few times, then one of the texts may be at fault.
-        stage: of the `EmbeddingError`.
+        error: of which kind the failure is.
         reason: one sentence.
         seconds: that the server asks to wait; None where it does not say.
     """
 
     remedy: Literal["stop", "split", "pause", "retry", "retry or split"]
-    stage: str
+    error: type[EmbeddingError]
     reason: str
     seconds: float | None = None
 
@@ -87,23 +95,25 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
     if not isinstance(content, dict):
         excerpt = reply.quoted(reply.body, 80)
         return Refusal(
-            "retry", "unavailable", f"The answer is no JSON object but begins with {excerpt!r}"
+            "retry",
+            EmbedderUnavailableError,
+            f"The answer is no JSON object but begins with {excerpt!r}",
         )
     answered = content.get("model")
     if answered and not _same_model(model, str(answered)):
         return Refusal(
             "stop",
-            "model",
+            ModelError,
             f"Asked for model {model!r}, but the server answers with "
             f"{reply.quoted(answered, 80)!r}. Name the model that the server runs",
         )
     found = _vectors(content.get("data"), texts)
     if isinstance(found, str):
-        return Refusal("retry or split", "answer", found)
+        return Refusal("retry or split", TextError, found)
     if lengths := {len(vector) for vector in found} - {dimension}:
         return Refusal(
             "stop",
-            "dimension",
+            ModelError,
             f"Expected vectors of {dimension} numbers, but the server answers with "
             f"{min(lengths)}. Set 'dimensions' to the length that model {model!r} has there",
         )
@@ -157,24 +167,27 @@ def _refusal(reply: Reply, error: Any) -> Refusal:
     if "insufficient_quota" in (code, kind) or "billing_hard_limit_reached" in (code, kind):
         return Refusal(
             "stop",
-            "quota",
+            EmbedderUnavailableError,
             f"The account's quota is used up ({said}). Raise it with the provider, then run again",
         )
     if status in (401, 403) or "invalid_api_key" in (code, kind):
-        return Refusal("stop", "credentials", f"The server does not accept the key ({said})")
+        return Refusal("stop", CredentialsError, f"The server does not accept the key ({said})")
     if status == 404 or "model_not_found" in (code, kind):
-        return Refusal("stop", "model", f"The server does not know this model or URL ({said})")
+        return Refusal("stop", ModelError, f"The server does not know this model or URL ({said})")
     if status == 429 or code == "rate_limit_exceeded" or kind == "rate_limit_error":
         return Refusal(
-            "pause", "rate limit", f"The server's rate limit is reached ({said})", seconds
+            "pause",
+            EmbedderUnavailableError,
+            f"The server's rate limit is reached ({said})",
+            seconds,
         )
     if param in ("model", "dimensions", "encoding_format", "user"):
-        return Refusal("stop", "settings", f"The server does not accept '{param}' ({said})")
+        return Refusal("stop", SettingsError, f"The server does not accept '{param}' ({said})")
     if status in (400, 413, 422) or kind == "invalid_request_error":
-        return Refusal("split", "request", f"The server refuses the request ({said})")
+        return Refusal("split", TextError, f"The server refuses the request ({said})")
     if status in (0, 408, 409, 425) or status >= 500:
-        return Refusal("retry", "unavailable", f"The server fails ({said})", seconds)
-    return Refusal("stop", "unavailable", f"The server refuses the request ({said})")
+        return Refusal("retry", EmbedderUnavailableError, f"The server fails ({said})", seconds)
+    return Refusal("stop", EmbedderUnavailableError, f"The server refuses the request ({said})")
 
 
 def _json(body: bytes) -> Any:

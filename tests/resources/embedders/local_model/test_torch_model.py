@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resources.embedders.base import EmbeddingError
 from resources.embedders.local_model import packed_engine, torch_model
 from resources.embedders.local_model.model_files import FileHashes, ModelFiles, find_model
 from resources.embedders.local_model.packed_engine import IN_FLIGHT
@@ -21,6 +20,7 @@ from resources.embedders.local_model.token_budget import (
     search_budget,
 )
 from resources.embedders.local_model.torch_model import TorchModel
+from resources.errors import EmbeddingError, TextOutOfMemoryError
 from tests.resources.embedders.test_local import (
     LAYOUTS,
     SENTENCES,
@@ -299,10 +299,9 @@ def test_text_that_alone_does_not_fit_is_blamed_and_others_still_embed(tmp_path,
     long = [
         row for row, count in enumerate(model._tokens.tokenize(SENTENCES).lengths) if count > 40
     ]
-    with pytest.raises(EmbeddingError, match=r"Text \d+ of 24 \(48 tokens\) alone") as caught:
+    with pytest.raises(TextOutOfMemoryError, match=r"Text \d+ of 24 \(48 tokens\) alone") as caught:
         model.embed(SENTENCES)
     assert int(str(caught.value).split()[1]) in long
-    assert caught.value.stage == "infer"
     assert caught.value.__cause__ is None  # its traceback would keep the batch in memory
     short = [row for row in range(len(SENTENCES)) if row not in long]
     for _ in range(IN_FLIGHT):  # no slot was lost

@@ -20,11 +20,19 @@ from pydantic import ValidationError
 from embedding_assets.collection.resources import collection_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.embeddings.stream import embed_each, embed_stream
-from resources.embedders.base import Embedder, EmbeddingError
+from resources.embedders.base import Embedder
 from resources.embedders.local import LocalEmbedder
 from resources.embedders.openai.embedder import OpenAIEmbedder
 from resources.embedders.openai.token_estimate import estimating_tokenizer
 from resources.embedders.pricing import Budget
+from resources.errors import (
+    BudgetError,
+    CredentialsError,
+    EmbedderUnavailableError,
+    EmbeddingError,
+    ModelError,
+    SettingsError,
+)
 from resources.limits.concurrency import AdaptiveConcurrency
 from tests.support.fakes import fake_vector
 from tests.support.openai_server import (
@@ -184,34 +192,38 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(
 
 # --- Faults that stay: one request, and a sentence ------------------------------------------------
 
-STOPPING: dict[str, tuple[Callable[[OpenAIServer], Step], str, str]] = {
-    "quota": (lambda _: error(429, code="insufficient_quota"), "quota", "quota is used up"),
-    "quota inside a 200": (
-        lambda _: lambda _: Answer(200, {"error": {"type": "insufficient_quota"}}),
-        "quota",
+STOPPING: dict[str, tuple[Callable[[OpenAIServer], Step], type[EmbeddingError], str]] = {
+    "quota": (
+        lambda _: error(429, code="insufficient_quota"),
+        EmbedderUnavailableError,
         "quota is used up",
     ),
-    "401": (lambda _: error(401, f"Incorrect API key: {KEY}"), "credentials", "PLANTED_KEY"),
-    "403": (lambda _: error(403), "credentials", "does not accept the key"),
-    "404": (lambda _: error(404, code="model_not_found"), "model", "does not know this model"),
+    "quota inside a 200": (
+        lambda _: lambda _: Answer(200, {"error": {"type": "insufficient_quota"}}),
+        EmbedderUnavailableError,
+        "quota is used up",
+    ),
+    "401": (lambda _: error(401, f"Incorrect API key: {KEY}"), CredentialsError, "PLANTED_KEY"),
+    "403": (lambda _: error(403), CredentialsError, "does not accept the key"),
+    "404": (lambda _: error(404, code="model_not_found"), ModelError, "does not know this model"),
     "400 for a setting": (
         lambda _: error(400, param="dimensions"),
-        "settings",
+        SettingsError,
         "does not accept 'dimensions'",
     ),
     "wrong model": (
         lambda server: _changed(server, model="text-embedding-3-large"),
-        "model",
+        ModelError,
         "answers with 'text-embedding-3-large'",
     ),
     "wrong dimension": (
         lambda server: _vector(server, 2, as_text(np.ones(8))),
-        "dimension",
+        ModelError,
         "Expected vectors of 16 numbers, but the server answers with 8",
     ),
     "a wait longer than max_wait": (
         lambda _: error(429, headers={"Retry-After": "86400"}),
-        "rate limit",
+        EmbedderUnavailableError,
         "asks to wait 86,400 s",
     ),
 }
@@ -221,11 +233,10 @@ STOPPING: dict[str, tuple[Callable[[OpenAIServer], Step], str, str]] = {
 def test_a_lasting_fault_stops_after_one_request_with_a_plain_sentence(
     fault: str, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    always, stage, sentence = STOPPING[fault]
+    always, kind, sentence = STOPPING[fault]
     server.always = always(server)
-    with pytest.raises(EmbeddingError, match=sentence) as caught:
+    with pytest.raises(kind, match=sentence) as caught:
         embed_each(embedder(server, tmp_path), TEXTS)
-    assert caught.value.stage == stage
     assert not caught.value.blames_text
     assert len(server.requests) == 1
     assert_no_key_in(caught.value)
@@ -261,9 +272,8 @@ def test_an_answer_that_repeats_the_key_does_not_show_it(
 def test_a_server_that_stays_down_is_given_up_after_max_wait(tmp_path: Path) -> None:
     with OpenAIServer() as gone:
         url = gone.url
-    with pytest.raises(EmbeddingError, match="Given up after max_wait") as caught:
+    with pytest.raises(EmbedderUnavailableError, match="Given up after max_wait") as caught:
         embed_each(embedder(url, tmp_path, max_wait=0.2), TEXTS)
-    assert caught.value.stage == "unavailable"
     assert_no_key_in(caught.value)
 
 
@@ -307,7 +317,7 @@ def test_without_a_key_nothing_is_sent(
     server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PLANTED_KEY")
-    with pytest.raises(EmbeddingError, match="PLANTED_KEY is not set"):
+    with pytest.raises(CredentialsError, match="PLANTED_KEY is not set"):
         embed_each(embedder(server, tmp_path), TEXTS)
     assert not server.requests
 
@@ -545,7 +555,7 @@ def test_a_request_larger_than_the_limit_is_an_error_and_no_endless_wait(
     server: OpenAIServer, tmp_path: Path
 ) -> None:
     ours = embedder(server, tmp_path, tokens_per_minute=3)
-    with pytest.raises(EmbeddingError, match="Raise tokens_per_minute") as caught:
+    with pytest.raises(SettingsError, match="Raise tokens_per_minute") as caught:
         ours.embed(["a text of more than three tokens"])
     assert not caught.value.blames_text
     assert not server.requests
@@ -580,7 +590,7 @@ def test_a_wrong_price_table_is_named(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(table)
     monkeypatch.setenv("EMBEDDING_PRICES", str(tmp_path / "mine.yaml"))
-    with pytest.raises(EmbeddingError, match=r"mine\.yaml"):
+    with pytest.raises(SettingsError, match=r"mine\.yaml"):
         embedder("http://127.0.0.1:1/v1", tmp_path).dollars(1)
 
 
@@ -593,7 +603,7 @@ def test_the_budget_stops_before_it_would_be_exceeded(
         for _ in range(20):
             ours.embed(["two words"])
 
-    with pytest.raises(EmbeddingError, match="max_dollars") as caught:
+    with pytest.raises(BudgetError, match="max_dollars") as caught:
         embed_much()
     assert not caught.value.blames_text
     spent = sum(map(tokens, server.requests)) * price
@@ -614,7 +624,7 @@ def test_a_refused_request_costs_nothing_and_a_lost_answer_its_estimate(
 
 def test_max_dollars_without_a_price_sends_nothing(server: OpenAIServer, tmp_path: Path) -> None:
     ours = embedder(server, tmp_path, model="unknown", max_dollars=1.0)
-    with pytest.raises(EmbeddingError, match="price of 'unknown'"):
+    with pytest.raises(SettingsError, match="price of 'unknown'"):
         ours.embed(TEXTS)
     assert not server.requests
 
@@ -631,7 +641,7 @@ def test_a_request_waits_until_those_in_flight_have_left_room_in_the_budget(
         try:
             budget.reserve(0.6)
             outcomes.append(True)
-        except EmbeddingError:
+        except BudgetError:
             outcomes.append(False)
 
     second = threading.Thread(target=reserve)
