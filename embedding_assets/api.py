@@ -159,8 +159,7 @@ class Collection:
 
         Raises:
             InvalidInputError: a file is malformed, or the collection has none of its own.
-            FileNotFoundError: there is no such file.
-            NotFoundError: the collection has no index yet.
+            NotFoundError: there is no such file, or the collection has no index yet.
         """
         own = self.settings.evaluation
         queries = queries or (own and own.queries)

@@ -13,6 +13,7 @@ from embedding_assets.documents.asset import documents_asset
 from embedding_assets.embeddings.asset import embeddings_asset
 from embedding_assets.operations.report import report_asset
 from embedding_assets.vector_index.asset import vector_index_asset
+from resources.errors import InvalidInputError
 
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: README, "Add your own corpus".
@@ -52,7 +53,9 @@ class EmbeddingCollection(dg.Component):
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "EmbeddingCollection":
         if not isinstance(attributes, CollectionSettings):
-            raise TypeError("a collection needs at least the attributes 'name' and 'source.path'")
+            raise InvalidInputError(
+                "a collection needs at least the attributes 'name' and 'source.path'"
+            )
         read_environment(context.project_root)  # templates may name what is in .env
         settings = attributes.rendered(context.resolution_context.resolve_value)
         return cls(settings.with_absolute_paths(context.path, context.project_root))

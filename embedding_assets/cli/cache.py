@@ -16,6 +16,7 @@ from embedding_assets.cli.terminal import (
     is_terminal,
     print_rows,
 )
+from resources.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from resources.caches.base import EmbeddingCache, Removed
@@ -109,7 +110,8 @@ def invalidate(
         typer.Option(help="Exactly what was embedded: context and text of a chunk, or a query."),
     ] = None,
     text_file: Annotated[
-        list[Path] | None, typer.Option(help="A file that holds exactly what was embedded.")
+        list[Path] | None,
+        typer.Option(exists=True, help="A file that holds exactly what was embedded."),
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option(help="A content hash: 40 hexadecimal characters.")
@@ -128,10 +130,14 @@ def invalidate(
         hashes = [make(one) for one in texts for make in (content_hash, query_hash)]
         for one in key or []:
             if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * HASH_BYTES}}}", one):
-                raise ValueError(f"A key has {2 * HASH_BYTES} hexadecimal characters; got {one!r}.")
+                raise InvalidInputError(
+                    f"A key has {2 * HASH_BYTES} hexadecimal characters; got {one!r}."
+                )
             hashes.append(bytes.fromhex(one))
         if not hashes and space is None:
-            raise ValueError("Say what to invalidate: --text, --text-file, --key or --space.")
+            raise InvalidInputError(
+                "Say what to invalidate: --text, --text-file, --key or --space."
+            )
         opened = _opened(cache)
         with _status("Invalidating …", as_json):
             keys = hash_array(list(dict.fromkeys(hashes))) if hashes else None
@@ -154,7 +160,7 @@ def copy(
         origin = cache_from_url(source)
         entries = sum(s.entries for s in origin.statistics() if space in (None, s.space_id))
         if not entries:
-            raise LookupError(
+            raise NotFoundError(
                 f"{_named(origin)} holds no vectors" + (f" of space '{space}'." if space else ".")
             )
         destination = cache_from_url(target)
@@ -184,7 +190,7 @@ def _rate(hits: int, misses: int) -> float | None:
 def _age(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
     if not match:
-        raise ValueError(f"An age looks like 12h, 30d or 8w; got {text!r}.")
+        raise InvalidInputError(f"An age looks like 12h, 30d or 8w; got {text!r}.")
     unit = {"h": "hours", "d": "days", "w": "weeks"}[match[2]]
     return timedelta(**{unit: float(match[1])})
 
@@ -192,7 +198,7 @@ def _age(text: str) -> timedelta:
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", text.strip(), re.IGNORECASE)
     if not match:
-        raise ValueError(f"A size looks like 500MB or 2GB; got {text!r}.")
+        raise InvalidInputError(f"A size looks like 500MB or 2GB; got {text!r}.")
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 

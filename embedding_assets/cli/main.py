@@ -21,6 +21,7 @@ from embedding_assets.cli.terminal import (
     plain,
     print_rows,
 )
+from resources.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from embedding_assets.api import Collection
@@ -87,12 +88,12 @@ def drop_index(
         name, store = opened.name, opened.resources.store
         found = next((there for there in store.spaces(name) if there.id == space), None)
         if found is None:
-            raise LookupError(
+            raise NotFoundError(
                 f"'{name}' has no index for the embedding space '{space}'; "
                 "`embedding-assets collections` lists those that are there."
             )
         if found in _uses_of_spaces(opened):
-            raise ValueError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
+            raise InvalidInputError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
         chunks = store.count(name, found)
         store.drop_table(name, found)
     console.print(f"Removed {chunks:,} chunks of {plain(found.model)} from '{name}'.")
@@ -152,14 +153,21 @@ def evaluate(
     collection: Annotated[str, typer.Argument(help="The collection.")],
     queries: Annotated[
         Path | None,
-        typer.Option(help='JSON Lines: {"_id": ..., "text": ...}. Default: the collection\'s own.'),
+        typer.Option(
+            exists=True,
+            help='JSON Lines: {"_id": ..., "text": ...}. Default: the collection\'s own.',
+        ),
     ] = None,
     qrels: Annotated[
         Path | None,
-        typer.Option(help="TSV: query id, document id, relevance. Default: the collection's own."),
+        typer.Option(
+            exists=True,
+            help="TSV: query id, document id, relevance. Default: the collection's own.",
+        ),
     ] = None,
     per_query: Annotated[
-        Path | None, typer.Option(help="Write the figures of each query to this JSON Lines file.")
+        typer.FileTextWrite | None,
+        typer.Option(help="Write the figures of each query to this JSON Lines file."),
     ] = None,
     exact: Exact = False,
     as_json: AsJson = False,
@@ -172,8 +180,7 @@ def evaluate(
         with console.status("Searching …") if is_terminal(as_json) else nullcontext():
             result = opened.evaluate(queries, qrels, exact=exact)
         if per_query is not None:
-            lines = (json.dumps(asdict(one)) + "\n" for one in result.per_query)
-            per_query.write_text("".join(lines))
+            per_query.writelines(json.dumps(asdict(one)) + "\n" for one in result.per_query)
     row = {
         "collection": opened.name,
         "ndcg_at_10": round(result.ndcg_at_10, 5),

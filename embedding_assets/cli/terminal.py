@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from resources.errors import EmbeddingAssetsError
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 console = Console()
 
@@ -42,10 +44,9 @@ def is_terminal(as_json: bool) -> bool:
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """A mistake that a user can make ends in one sentence, not in a traceback."""
+    """What can go wrong ends in one sentence; only a bug of ours ends in a traceback."""
     try:
         yield
-    except (LookupError, ValueError, OSError, RuntimeError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.secho(f"Error: {message}", fg="red", err=True)
+    except EmbeddingAssetsError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(1) from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_assets.retrieval.search import IndexReader
-from resources.errors import InvalidInputError
+from resources.errors import InvalidInputError, NotFoundError
 
 CUTOFF = 10
 """The rank at which BEIR and MTEB report, and so do we."""
@@ -66,7 +66,7 @@ def load_queries(path: str | Path) -> dict[str, str]:
         Query text by query id, in the order of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        NotFoundError: There is no such file.
         InvalidInputError: A line is not such an object, an id comes twice, there is no query at
             all, or the file cannot be decoded. The message names file and line.
     """
@@ -105,7 +105,7 @@ def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         Per query id the score of each judged document; above 0 means relevant.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        NotFoundError: There is no such file.
         InvalidInputError: A line has not these columns, a score is not a whole number, a document
             is judged twice with different scores, there is no judgement at all, or the file cannot
             be decoded. The message names file and line.
@@ -141,6 +141,8 @@ def load_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Yield each line that is not blank, with "file:line" for error messages."""
     path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"There is no file {path.absolute()}.")
     number = 0
     with (
         gzip.open(path, "rt", encoding="utf-8-sig")
@@ -226,8 +228,7 @@ def evaluate(
         The means, and the figures of each query.
 
     Raises:
-        InvalidInputError: No query has a relevant document.
-        ValueError: A document is ranked twice.
+        ValueError: No query has a relevant document, or a document is ranked twice.
     """
     per_query = []
     for query_id, relevance in qrels.items():
@@ -291,7 +292,7 @@ def evaluate_index(
         exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
-        FileNotFoundError, InvalidInputError: a file is missing or malformed.
+        InvalidInputError: a file is missing or malformed.
         NotFoundError: the collection has no index yet.
     """
     judgements = load_qrels(qrels)

@@ -9,10 +9,16 @@ from enum import Enum
 import dagster as dg
 from pydantic import Field
 
+from resources.errors import EmbeddingAssetsError
+
 MAX_ID_LENGTH = 1024
 """Longest document id, in characters."""
 MAX_DETAIL_LENGTH = 200
 """Longest detail of a refusal, in characters."""
+
+
+class SourceNotFoundError(EmbeddingAssetsError, FileNotFoundError):
+    """The source holds no file at all, as when its storage is not mounted."""
 
 
 class RefusalReason(str, Enum):
@@ -186,7 +192,7 @@ class DocumentSource(dg.ConfigurableResource, ABC):
                 times may still come. None: everything.
 
         Raises:
-            FileNotFoundError: the source is not there, or wholly empty. Raised by the call
+            SourceNotFoundError: the source is not there, or wholly empty. Raised by the call
                 itself, before the first document is asked for.
         """
 
@@ -195,7 +201,7 @@ class DocumentSource(dg.ConfigurableResource, ABC):
         """Lists what `read` would read, sorted by path, without opening any of it.
 
         Raises:
-            FileNotFoundError: as in `read`.
+            SourceNotFoundError: as in `read`.
         """
 
     @abstractmethod

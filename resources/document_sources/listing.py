@@ -11,7 +11,7 @@ from dateutil.parser import isoparse
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from resources.document_sources.base import CTIME, Period, SourceFile
+from resources.document_sources.base import CTIME, Period, SourceFile, SourceNotFoundError
 from resources.errors import EmbeddingAssetsError
 
 # strftime placeholders, from the coarsest to the finest, with their glob.
@@ -60,7 +60,7 @@ def find_files(
             Without placeholders all files are listed.
 
     Raises:
-        FileNotFoundError: there is no file at all, in contrast to none for the given periods: an
+        SourceNotFoundError: there is no file at all, in contrast to none for the given periods: an
             archive that is not mounted must not look like one from which all was deleted.
         UnlistableFolderError: a local folder is there, but its files cannot be listed.
     """
@@ -279,14 +279,14 @@ def _has_entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> bool:
 
 def _nothing_found(
     path: str, pattern: str, root: str, filesystem: fsspec.AbstractFileSystem
-) -> FileNotFoundError:
+) -> SourceNotFoundError:
     if not filesystem.exists(root):
         finding = f"the folder {root!r} does not exist"
     elif not _has_entries(filesystem, root):
         finding = f"the folder {root!r} is empty"
     else:
         finding = f"the folder {root!r} exists, but nothing in it matches"
-    return FileNotFoundError(
+    return SourceNotFoundError(
         f"Expected documents at {path!r} (looked for {pattern!r} from {Path.cwd()}), but "
         f"{finding}. Check the source's `path`, and that its storage is mounted and complete: "
         f"no file is not taken to mean that every document was deleted."

@@ -18,6 +18,7 @@ from embedding_assets.retrieval.evaluation import (
     recall_at_k,
 )
 from embedding_assets.retrieval.fusion import documents_from_chunks
+from resources.errors import NotFoundError
 from tests.support.data import XQUAD, json_lines
 
 
@@ -269,7 +270,7 @@ class TestLoadQueries:
             load_queries(path)
 
     def test_missing_file_is_named(self, tmp_path: Path):
-        with pytest.raises(FileNotFoundError, match=r"absent\.jsonl"):
+        with pytest.raises(NotFoundError, match=r"absent\.jsonl"):
             load_queries(tmp_path / "absent.jsonl")
 
 
