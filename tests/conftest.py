@@ -1,7 +1,11 @@
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.redis_server import RedisServer, running_redis
 
 _LONGEST = tuple(
     f"tests/journeys/test_{name}.py" for name in ("user_journey", "snapshots", "kill", "browser")
@@ -22,3 +26,32 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = root / "models"
     models.mkdir(exist_ok=True)
     return models
+
+
+@pytest.fixture(scope="session")
+def _running_redis() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_running_redis: RedisServer) -> RedisServer:
+    """An empty server, which is not to be killed, stalled or filled."""
+    _running_redis.client().flushall()
+    return _running_redis
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What is logged as a warning; Dagster's loggers do not pass records on to pytest's."""
+    messages: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Keep(logging.WARNING)
+    logger = logging.getLogger("dagster")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
