@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import islice
 from sys import intern
 
@@ -18,6 +17,7 @@ from embedding_assets.documents.source_state import SourceState, added, from_byt
 from embedding_assets.documents.unchanged import reading_of, signature
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import DocumentSource, Refusal, RefusalReason, SourceFile
+from resources.identity.content_hash import fingerprint
 
 EVERY_PARTITION = "*"
 """Stands for the partition of a file that takes too long to look into."""
@@ -202,7 +202,7 @@ def _look_into(
         if number % _RECORDS_BETWEEN_LOOKS == 0 and time.monotonic() > deadline:
             if changes.files:
                 return None, True
-            mark = blake2b(signature(file, "").encode(), digest_size=16).digest()
+            mark = fingerprint(signature(file, ""))
             return {EVERY_PARTITION: from_bytes(mark)}, True
     return dict(state.digests), sure
 

@@ -8,14 +8,12 @@ Automation conditions know of failed and missing partitions, but not of what is 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import islice
-from uuid import uuid4
 
 import dagster as dg
 import pyarrow.parquet as pq
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from pydantic import BaseModel
+from pydantic import Field
 
 from embedding_assets.artifacts.keys import documents_key, embeddings_quarantine_key
 from embedding_assets.automation.inventory import (
@@ -23,10 +21,11 @@ from embedding_assets.automation.inventory import (
     Inventory,
     update,
 )
-from embedding_assets.automation.run_requests import AssetJob, partition_runs
+from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.partitions import partition_for
 from embedding_assets.documents.unchanged import ingested_digest
+from resources.identity.content_hash import fingerprint
 
 _PARTITIONS_PER_SCAN = 200
 _UNFINISHED = [
@@ -38,12 +37,12 @@ _UNFINISHED = [
 ]
 
 
-class Cursor(BaseModel):
-    epoch: str
-    generation: int = 0
+class ReconcileCursor(SensorCursor):
+    """How far the comparison is, and what was tried against the differences that it found."""
+
     position: str = ""
     """The last partition that was compared; empty: begin with the first."""
-    asked: dict[str, int] = {}
+    asked: dict[str, int] = Field(default_factory=dict)
     """How often a run was requested for exactly the differences that are still there."""
 
 
@@ -57,7 +56,7 @@ class Differences:
 
     def add(self, partition: str, reason: str, *state: object) -> None:
         self.reasons[partition] = reason
-        self.states[partition] = blake2b(repr(state).encode(), digest_size=8).hexdigest()
+        self.states[partition] = fingerprint(repr(state), 8).hex()
 
 
 def reconcile_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
@@ -90,11 +89,7 @@ class ReconcileTick:
 
     def evaluate(self, written_cursor: str | None) -> dg.SensorResult | dg.SkipReason:
         settings = self.collection.settings.automation.reconcile_sensor
-        cursor = (
-            Cursor.model_validate_json(written_cursor)
-            if written_cursor
-            else Cursor(epoch=uuid4().hex[:8])
-        )
+        cursor = ReconcileCursor.model_validate_json(written_cursor or "{}")
         try:
             expected, unread = self._source_digests(settings.seconds_per_tick)
         except FileNotFoundError as error:
@@ -130,7 +125,7 @@ class ReconcileTick:
         self._remember(cursor, known[begin:compared], differences, asked)
         requests = [
             run.request(
-                f"{cursor.epoch}-{cursor.generation}",
+                cursor.name,
                 differences.states,
                 {"embedding_assets/reason": differences.reasons[run.partitions[0]][:200]},
             )
@@ -311,13 +306,13 @@ class ReconcileTick:
         return homeless
 
     @staticmethod
-    def _attempt(cursor: Cursor, differences: Differences, partition: str) -> int:
+    def _attempt(cursor: ReconcileCursor, differences: Differences, partition: str) -> int:
         """How often a run will have been requested for this difference, the next one included."""
         return cursor.asked.get(f"{partition} {differences.states[partition]}", 0) + 1
 
     def _remember(
         self,
-        cursor: Cursor,
+        cursor: ReconcileCursor,
         compared: Sequence[str],
         differences: Differences,
         asked: Mapping[str, int],

@@ -2,18 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from uuid import uuid4
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition as AssetJob,
 )
+from pydantic import BaseModel, Field
 
-__all__ = ["AssetJob", "PartitionRun", "partition_runs"]
+from resources.identity.content_hash import fingerprint
+
+__all__ = ["AssetJob", "PartitionRun", "SensorCursor", "partition_runs"]
 
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
 _PRIORITY = "dagster/priority"
+
+
+class SensorCursor(BaseModel):
+    """What one tick of a sensor tells the next, and what makes the keys of its runs its own."""
+
+    epoch: str = Field(default_factory=lambda: uuid4().hex[:8])
+    """Chosen at the first tick, so that keys of runs never repeat those from before a reset."""
+    generation: int = 0
+    """Counts ticks that compared: what changes and changes back is requested both times."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.epoch}-{self.generation}"
 
 
 @dataclass(frozen=True)
@@ -33,12 +49,10 @@ class PartitionRun:
             tags: more tags of the run.
         """
         first, last = self.partitions[0], self.partitions[-1]
-        digest = blake2b(digest_size=8)
-        for partition in self.partitions:
-            digest.update(f"{partition}\n{state.get(partition)}\n".encode())
+        states = "".join(f"{p}\n{state.get(p)}\n" for p in self.partitions)
         one = first == last
         return dg.RunRequest(
-            run_key=f"{key}-{first}...{last}-{digest.hexdigest()}",
+            run_key=f"{key}-{first}...{last}-{fingerprint(states, 8).hex()}",
             partition_key=first if one else None,
             tags={
                 # The queue starts it before the runs of a backfill, whose priority is 0.

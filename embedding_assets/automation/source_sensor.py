@@ -6,11 +6,9 @@ of the partitions, however old, hold something else than before.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from uuid import uuid4
 
 import dagster as dg
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from embedding_assets.artifacts.quarantine import duplicate_winner
 from embedding_assets.automation.inventory import (
@@ -19,7 +17,7 @@ from embedding_assets.automation.inventory import (
     Inventory,
     update,
 )
-from embedding_assets.automation.run_requests import AssetJob, partition_runs
+from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.partitions import period_of_key
 from embedding_assets.documents.source_state import UNPLACED
@@ -28,15 +26,11 @@ from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import DocumentSource, RefusalReason
 
 
-class Cursor(BaseModel):
+class SourceCursor(SensorCursor):
     """What a tick has acted on. The inventory of that name is kept until the next tick is recorded,
     so a tick that was lost with the daemon finds what it compared with, and asks for the same runs.
     """
 
-    epoch: str
-    """Chosen at the first tick, so that keys of runs never repeat those from before a reset."""
-    generation: int = 0
-    """Counts inventories: what changes and changes back is requested both times."""
     listing: str = ""
     """Digest of the file list; empty if files are left to be looked into."""
     last_partition: str = ""
@@ -73,11 +67,7 @@ class SourceTick:
 
     def evaluate(self, written_cursor: str | None) -> dg.SensorResult | dg.SkipReason:
         settings = self.collection.settings
-        cursor = (
-            Cursor.model_validate_json(written_cursor)
-            if written_cursor
-            else Cursor(epoch=uuid4().hex[:8])
-        )
+        cursor = SourceCursor.model_validate_json(written_cursor or "{}")
         try:
             listing = self.source.files()
         except FileNotFoundError as error:
@@ -115,16 +105,14 @@ class SourceTick:
         totals = inventory.partitions()
         inventory.requested |= {p: totals.get(p, 0) for run in runs for p in run.partitions}
         unfinished = changes.unread or left
-        following = Cursor(
+        following = SourceCursor(
             epoch=cursor.epoch,
             generation=cursor.generation + 1,
             listing="" if unfinished or inventory.has_unsure_files else digest,
             last_partition=last_partition,
         )
         self._save(inventory, following, keep=before)
-        requests = [
-            run.request(f"{following.epoch}-{following.generation}", totals) for run in runs
-        ]
+        requests = [run.request(following.name, totals) for run in runs]
         return dg.SensorResult(
             run_requests=requests or None,
             skip_reason=None if requests else _why_nothing(changes, len(listing)),
@@ -195,14 +183,14 @@ class SourceTick:
                         return partition
         return known_partitions[-1]
 
-    def _key(self, cursor: Cursor) -> str:
-        return f"{self._prefix}{cursor.epoch}-{cursor.generation}.parquet"
+    def _key(self, cursor: SourceCursor) -> str:
+        return f"{self._prefix}{cursor.name}.parquet"
 
     @property
     def _prefix(self) -> str:
         return f"{self.collection.name}/automation/source_sensor/"
 
-    def _save(self, inventory: Inventory, cursor: Cursor, keep: str) -> None:
+    def _save(self, inventory: Inventory, cursor: SourceCursor, keep: str) -> None:
         inventory.save(self.artifacts, self._key(cursor))
         for key in self.artifacts.list_keys(self._prefix, ".parquet"):
             if key not in (keep, self._key(cursor)):

@@ -14,6 +14,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
+from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import read_environment
 
 _COLLECTION = "peps"
@@ -21,7 +22,6 @@ _QUERIES = (
     "How can I tell whether two dictionaries are equal regardless of order?",
     "Which proposal lets me write type hints for functions that take other functions?",
 )
-_ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def _print_summary(
     checks: Iterable[tuple[str, bool]],
     seconds: float,
 ) -> None:
-    documents, chunks, embeddings, index = (numbers[asset] for asset in _ASSETS)
+    documents, chunks, embeddings, index = (numbers[asset] for asset in Collection.ASSETS)
     table = Table(title=f"\nDone in {seconds:.0f} s", title_justify="left", show_header=False)
     table.add_row(
         "documents",

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone
-from hashlib import blake2b
 
 import dagster as dg
 
 from embedding_assets.collection.settings import PartitionSettings
 from resources.document_sources import Document
+from resources.identity.content_hash import fingerprint
 
 _FORMATS = {"day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m", "year": "%Y"}
 _SCHEDULES = {
@@ -105,4 +105,4 @@ def _bucket(number: int, settings: PartitionSettings) -> str:
 
 
 def _id_hash(document_id: str) -> int:
-    return int.from_bytes(blake2b(document_id.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(fingerprint(document_id, 8), "little")

@@ -2,13 +2,12 @@
 
 from collections import defaultdict
 from functools import lru_cache
-from hashlib import blake2b
 
 from embedding_assets.collection.partitions import partition_of, period_of_key
 from embedding_assets.collection.settings import PartitionSettings
 from resources.document_sources import Document, DocumentSource, Refusal, RefusalReason
 from resources.document_sources.base import Period
-from resources.identity.content_hash import document_version
+from resources.identity.content_hash import document_version, fingerprint
 
 UNPLACED = ""
 """Stands for the partition of a refused record, which has none."""
@@ -70,8 +69,8 @@ class SourceState:
             return None
 
     def _add(self, partition: str, record: bytes) -> None:
-        digest = blake2b(record, digest_size=DIGEST_BYTES).digest()
-        self.digests[partition] = added(self.digests[partition], int.from_bytes(digest, "big"))
+        digest = from_bytes(fingerprint(record, DIGEST_BYTES))
+        self.digests[partition] = added(self.digests[partition], digest)
 
 
 def version_of(document: Document) -> bytes:

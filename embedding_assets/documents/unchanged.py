@@ -7,9 +7,8 @@ the records themselves: sensors compare it with what they have read.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,10 +17,17 @@ from embedding_assets.artifacts.keys import documents_key, documents_quarantine_
 from embedding_assets.artifacts.schemas import SOURCE_DIGEST, SOURCE_FILES
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.documents.numbers import partition_numbers
-from embedding_assets.documents.source_state import SourceState, added, from_bytes, to_bytes
+from embedding_assets.documents.source_state import (
+    DIGEST_BYTES,
+    SourceState,
+    added,
+    from_bytes,
+    to_bytes,
+)
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import SourceFile
 from resources.document_sources.base import Period
+from resources.identity.content_hash import fingerprint
 
 READER_VERSION = 1
 """To be raised when the same bytes become other documents."""
@@ -37,7 +43,7 @@ def reading_of(settings: CollectionSettings) -> str:
     source = settings.source.model_dump(exclude=irrelevant, mode="json")
     partitions = settings.partitions.model_dump(exclude={"start"})
     read = repr((READER_VERSION, source, partitions))
-    return blake2b(read.encode(), digest_size=8).hexdigest()
+    return fingerprint(read, 8).hex()
 
 
 def signature(file: SourceFile, reading: str) -> str:
@@ -46,13 +52,17 @@ def signature(file: SourceFile, reading: str) -> str:
     return f"{reading} {file.size} {modified} {file.etag or ''} {file.problem or ''}"
 
 
-def listing_digest(listing: Sequence[SourceFile], settings: CollectionSettings) -> str:
+def _digest_of(file: SourceFile, reading: str) -> int:
+    return from_bytes(fingerprint(f"{file.path}\n{signature(file, reading)}", DIGEST_BYTES))
+
+
+def listing_digest(listing: Iterable[SourceFile], settings: CollectionSettings) -> str:
     """One digest of all paths and signatures."""
     reading = reading_of(settings)
-    digest = blake2b(digest_size=16)
+    digest = 0
     for file in listing:
-        digest.update(f"{file.path}\n{signature(file, reading)}\n".encode())
-    return digest.hexdigest()
+        digest = added(digest, _digest_of(file, reading))
+    return f"{digest:x}"
 
 
 def listing_marks(
@@ -84,9 +94,7 @@ def listing_marks(
         period = state.limited_to(file.path)
         if not _tells_changes(file, now):
             unsure.add(period)
-        mark = f"{file.path}\n{signature(file, reading)}".encode()
-        number = int.from_bytes(blake2b(mark, digest_size=16).digest(), "big")
-        of_period[period] = added(of_period[period], number)
+        of_period[period] = added(of_period[period], _digest_of(file, reading))
     if None in unsure:
         return {}
     for_all = added(of_period.pop(None, 0), int(reading, 16))

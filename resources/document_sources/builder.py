@@ -85,7 +85,7 @@ class DocumentBuilder:
                 timestamp = self._read_timestamp(raw_timestamp)
             json = "{}"
             if metadata:
-                json = canonical_json(metadata)
+                json = metadata_json(metadata)
                 self._check_size("metadata", json)
         except RefusedRecord as refused:
             return Refusal(refused.reason, document_id, file, line, bounded(refused.detail))
@@ -209,7 +209,7 @@ class DocumentBuilder:
         return f"in field {field!r}, which is missing or null; other fields: {others}"
 
 
-def canonical_json(fields: dict[str, Any]) -> str:
+def metadata_json(fields: dict[str, Any]) -> str:
     """JSON with sorted keys and no white space.
 
     Dates and times are written in ISO 8601, bytes in base64, decimals as strings, durations in

@@ -45,6 +45,17 @@ def _state(parts: Iterable[str]) -> "hashlib.blake2b":
     return state
 
 
+def fingerprint(data: str | bytes, size: int = 16) -> bytes:
+    """BLAKE2b of one piece of data: tells a change, where nothing is stored under it as its key.
+
+    Args:
+        data: text is encoded as UTF-8.
+        size: of the result, in bytes.
+    """
+    data = data.encode() if isinstance(data, str) else data
+    return hashlib.blake2b(data, digest_size=size).digest()
+
+
 _EMBEDDED_TEXT = _state(["embedded text"])
 
 

@@ -11,13 +11,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_assets.api import Collection
+from embedding_assets import api
 from embedding_assets.artifacts.keys import (
     documents_key,
     documents_quarantine_key,
     embeddings_quarantine_key,
 )
-from embedding_assets.collection.collection import CollectionResources
+from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.artifact_stores.files import FileArtifactStore
@@ -27,7 +27,7 @@ from resources.vector_stores.base import row_schema
 from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
 
-ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+ASSETS = Collection.ASSETS
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Pipeline:
         assert self.partitions is not None
 
     @property
-    def opened(self) -> Collection:
+    def opened(self) -> api.Collection:
         """The handle of the Python API."""
         resources = CollectionResources(
             source=self.resources[f"{self.name}_source"],
@@ -80,7 +80,7 @@ class Pipeline:
             cache=self.cache,
             store=self.store,
         )
-        return Collection(self.collection, resources)
+        return api.Collection(self.collection, resources)
 
     @cached_property
     def _instance(self) -> dg.DagsterInstance:

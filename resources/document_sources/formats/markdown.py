@@ -12,7 +12,7 @@ from resources.document_sources.base import (
     RefusedRecord,
     SourceFile,
 )
-from resources.document_sources.builder import DocumentBuilder, canonical_json
+from resources.document_sources.builder import DocumentBuilder, metadata_json
 from resources.document_sources.formats.text import MODIFIED, stem, whole_document, whole_text
 
 _MAX_FRONT_MATTER = 64 * 1024
@@ -57,7 +57,7 @@ def _split_front_matter(text: str) -> tuple[dict[Any, Any], str]:
     try:
         front = yaml.load(match[1], Loader=_FrontMatterLoader)
         if isinstance(front, dict):
-            canonical_json(front)
+            metadata_json(front)
             return front, text[match.end() :]
     # Also a date such as 2020-13-45, a number too long for int, a depth beyond the parser.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, RefusedRecord):
