@@ -37,10 +37,12 @@ class EmbeddingError(EmbeddingAssetsError):
     Attributes:
         kind: None is for the user to put right: no fallback takes over.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
+        dollars: that were spent in vain.
     """
 
     kind: ClassVar[FailureKind | None] = "error"
     blames_text: ClassVar[bool] = False
+    dollars: float = 0.0
 
 
 class TextError(EmbeddingError):

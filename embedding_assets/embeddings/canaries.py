@@ -13,6 +13,7 @@ from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
 from resources.caches.vectors import decode_vectors, encode_vectors, hash_array, valid_vectors
 from resources.embedders.base import Embedder
+from resources.embedders.cosine import MIN_COSINE_OF_SPACE, least_cosine
 from resources.errors import EmbeddingAssetsError, SelfCheckError
 from resources.identity.content_hash import canary_hash
 from resources.identity.embedding_space import EmbeddingSpace
@@ -25,9 +26,6 @@ CANARIES = (
     "Rain fell for three days before the river rose. On the fourth morning the bridge was closed, "
     "and those who worked on the other bank took the ferry, which sailed every twenty minutes.",
 )
-MIN_COSINE = 0.999
-"""Numeric precision alone leaves a vector of the same space at least so near."""
-
 _HASHES = hash_array([canary_hash(text) for text in CANARIES])
 _SCHEMA = pa.schema([("text", pa.string()), ("vector", pa.binary())])
 
@@ -57,8 +55,11 @@ class Canaries:
         self.cosines: dict[str, float | None] = {}
         """By space id: the least cosine; None where these were the first vectors of the space."""
 
-    def prove(self, embedder: Embedder) -> None:
+    def verify(self, embedder: Embedder) -> float:
         """Checks the embedder against its own past; the first time, remembers its vectors.
+
+        Returns:
+            The dollars that this cost.
 
         Raises:
             SpaceDriftError: it is another model than before.
@@ -66,28 +67,29 @@ class Canaries:
         """
         space = embedder.space
         if space.id in self.cosines:
-            return
-        vectors = _embedded(embedder)
+            return 0.0
+        vectors, dollars = _embedded(embedder)
         known = self._known(space)
         if known is None:
             self.cosines[space.id] = None
             self._remember(space, vectors)
             self._cache.put(space, _HASHES, vectors)
-            return
-        cosine = _least_cosine(vectors, known)
+            return dollars
+        cosine = least_cosine(vectors, known)
         self.cosines[space.id] = cosine
-        if not cosine >= MIN_COSINE:
+        if not cosine >= MIN_COSINE_OF_SPACE:
             raise SpaceDriftError(
                 cosine,
                 f"'{space.model}' does not embed as it did before: the vector of a fixed text has "
-                f"a cosine of {cosine:.4f} to its first one; {MIN_COSINE} is the least. Nothing "
-                "was written. Bring back the model that was used so far; or, if the change is "
-                "wanted, give the new one a name or revision of its own: then it gets vectors "
-                "and a table of its own.",
+                f"a cosine of {cosine:.4f} to its first one; {MIN_COSINE_OF_SPACE} is the least. "
+                "Nothing was written. Bring back the model that was used so far; or, if the "
+                "change is wanted, give the new one a name or revision of its own: then it gets "
+                "vectors and a table of its own.",
             )
         self._cache.put(space, _HASHES, known)  # unless they are there
+        return dollars
 
-    def prove_same(self, embedder: Embedder, space: EmbeddingSpace) -> None:
+    def verify_same_space(self, embedder: Embedder, space: EmbeddingSpace) -> None:
         """Checks an embedder that is declared to compute the vectors of a space.
 
         Raises:
@@ -101,13 +103,13 @@ class Canaries:
                 f"Whether '{embedder.space.model}' computes the same vectors as '{space.model}' "
                 "cannot be told before the latter has embedded something itself.",
             )
-        cosine = _least_cosine(_embedded(embedder), known)
-        if not cosine >= MIN_COSINE:
+        cosine = least_cosine(_embedded(embedder)[0], known)
+        if not cosine >= MIN_COSINE_OF_SPACE:
             raise SpaceDriftError(
                 cosine,
                 f"The fallback '{embedder.space.model}' is declared to be the same embedding space "
                 f"as '{space.model}', but the vectors of a fixed text have a cosine of "
-                f"{cosine:.4f}; {MIN_COSINE} is the least. Set same_space: false.",
+                f"{cosine:.4f}; {MIN_COSINE_OF_SPACE} is the least. Set same_space: false.",
             )
 
     def _known(self, space: EmbeddingSpace) -> np.ndarray | None:
@@ -145,21 +147,12 @@ def _key(space: EmbeddingSpace) -> str:
     return f"canaries/{space.id}.parquet"
 
 
-def _embedded(embedder: Embedder) -> np.ndarray:
-    """Shape (n, dimension). A broken vector is a failure like others, and is never remembered."""
-    vectors = embedder.embed(CANARIES).vectors
-    if not valid_vectors(embedder.space, vectors).all():
+def _embedded(embedder: Embedder) -> tuple[np.ndarray, float]:
+    """Shape (n, dimension), and dollars. A broken vector is a failure, and is never remembered."""
+    batch = embedder.embed(CANARIES)
+    if not valid_vectors(embedder.space, batch.vectors).all():
         raise SelfCheckError(
             f"'{embedder.space.model}' returned a broken vector (not finite, or of a wrong norm) "
             "for one of the fixed texts that show whether it is well",
         )
-    return vectors
-
-
-def _least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    if ours.shape != theirs.shape:
-        return -1.0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        products = np.einsum("ij,ij->i", ours, theirs, dtype=np.float64)
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        return float((products / norms).min())
+    return batch.vectors, batch.dollars

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from embedding_assets.collection.collection import Collection
-from embedding_assets.embeddings.canaries import MIN_COSINE, Canaries, SpaceDriftError
+from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.runs.check_results import EXAMPLES
 from embedding_assets.runs.trends import trend
+from resources.embedders.cosine import MIN_COSINE_OF_SPACE
 
 if TYPE_CHECKING:
     from embedding_assets.embeddings.numbers import EmbeddingNumbers
@@ -110,7 +111,7 @@ class EmbeddingChecks:
             passed=True,
             metadata={
                 "least_cosine": cosines or "nothing was embedded",
-                "min_cosine": MIN_COSINE,
+                "min_cosine": MIN_COSINE_OF_SPACE,
             },
         )
 

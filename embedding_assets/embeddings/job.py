@@ -129,13 +129,14 @@ class EmbeddingJob:
         def embedded() -> Iterator[PartitionVectors]:
             if providers.failure is None:
                 try:
-                    providers.canaries.prove(providers.primary)
+                    primary.charge(providers.canaries.verify(providers.primary))
                     yield from primary.embedded(providers.primary)
                     return
                 except EmbeddingError as error:
-                    providers.take_over(error)
-            if stand_in := providers.stand_in():
-                yield from primary.embedded(stand_in)
+                    primary.charge(error.dollars)
+                    providers.fail_over(error)
+            if fallback := providers.same_space_fallback():
+                yield from primary.embedded(fallback)
 
         work.progress.begin(sum(files.rows(plan_key) for files in work.group), len(work.group))
         vectors = primary.vectors(ALL_PLANS, embedded, plans=work.plans)
@@ -183,7 +184,7 @@ class EmbeddingJob:
         in_fallback = self._pass(theirs, space, failures)
 
         def embedded() -> Iterator[PartitionVectors]:
-            self._providers.canaries.prove(fallback)
+            in_fallback.charge(self._providers.canaries.verify(fallback))
             yield from in_fallback.embedded(fallback)
 
         self._write(theirs, fallback_vectors_key, space, in_fallback.vectors("wanted", embedded))

@@ -43,7 +43,7 @@ class Providers:
             return None
         return self.fallback.space
 
-    def take_over(self, error: EmbeddingError) -> None:
+    def fail_over(self, error: EmbeddingError) -> None:
         """Notes that the primary failed.
 
         Raises:
@@ -60,11 +60,11 @@ class Providers:
             + ("." if self._settings.same_space else ", in an embedding space of its own.")
         )
 
-    def stand_in(self) -> Embedder | None:
+    def same_space_fallback(self) -> Embedder | None:
         """The fallback, if it computes vectors of the primary's space, and has proved it."""
         if self.fallback is None or self._settings is None or not self._settings.same_space:
             return None
         if not self._proven_same:
-            self.canaries.prove_same(self.fallback, self.primary.space)
+            self.canaries.verify_same_space(self.fallback, self.primary.space)
             self._proven_same = True
         return self.fallback

@@ -130,6 +130,10 @@ class SpacePass:
                 missing = batch.filter(pa.array(~found))
                 work.database.insert("missing", missing.select(_CHUNKS.names))
 
+    def charge(self, dollars: float) -> None:
+        """Notes, with the first partition, what was spent for no text in particular."""
+        self._work.numbers[self._work.group[0].partition].dollars += dollars
+
     def embedded(self, embedder: Embedder) -> Iterator[PartitionVectors]:
         """Embeds what is missing and not settled yet, into the cache under the pass's space."""
         work = self._work
@@ -153,13 +157,15 @@ class SpacePass:
             work.database.insert("settled", batch.select(_CHUNKS.names))
             self._failures.note(batch, errors, work.numbers)
             parts = _by_partition(batch)
+            weights = np.maximum(1, embedded.batch.tokens)
+            dollars = embedded.batch.dollars * weights / weights.sum()
             for partition, rows in parts:
                 own = rows[good[rows]]
                 numbers = work.numbers[partition]
                 numbers.embedded += len(own)
                 numbers.tokens += int(embedded.batch.tokens[own].sum())
                 numbers.tokens_truncated += int(embedded.batch.truncated_tokens[own].sum())
-                numbers.dollars += embedder.dollars(int(embedded.batch.tokens[rows].sum()))
+                numbers.dollars += float(dollars[rows].sum())
             embedded_rows = batch.filter(pa.array(good))
             yield from _vectors_by_partition(embedded_rows, embedded.batch.vectors[good])
             seconds = time.perf_counter() - started

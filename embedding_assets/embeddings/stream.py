@@ -161,6 +161,7 @@ def embed_each(
     tokens = np.zeros(len(texts), dtype=np.int32)
     truncated = np.zeros(len(texts), dtype=np.int32)
     errors: list[tuple[str, str] | None] = [None] * len(texts)
+    dollars = 0.0
     failed_in_a_row = 0
     # A list of what is left, not a function that calls itself: such a closure refers to itself, and
     # so the vectors of each batch stayed until Python looked for cycles.
@@ -170,16 +171,19 @@ def embed_each(
         try:
             result = embedder.embed(texts[start:end])
         except EmbeddingError as error:
+            dollars += error.dollars
             if not error.blames_text:
+                error.dollars = dollars
                 raise
             if end - start == 1:
                 if failed_in_a_row % _DOUBT_AFTER == 0:
-                    embedder.embed([_HARMLESS_TEXT])
+                    dollars += _cost_of_doubt(embedder, dollars)
                 failed_in_a_row += 1
                 errors[start] = ("embedding_failed", str(error)[:200])
                 continue
         else:
             failed_in_a_row = 0
+            dollars += result.dollars
             vectors[start:end] = result.vectors
             tokens[start:end] = result.tokens
             truncated[start:end] = result.truncated_tokens
@@ -192,4 +196,13 @@ def embed_each(
             norm = float(np.linalg.norm(vectors[row]))
             errors[row] = ("invalid_vector", f"the model returned a vector of norm {norm}")
             vectors[row] = 0
-    return EmbeddingBatch(vectors, tokens, truncated), errors
+    return EmbeddingBatch(vectors, tokens, truncated, dollars), errors
+
+
+def _cost_of_doubt(embedder: Embedder, spent: float) -> float:
+    """Dollars of a harmless text; if it fails too, that error carries all that is spent."""
+    try:
+        return embedder.embed([_HARMLESS_TEXT]).dollars
+    except EmbeddingError as error:
+        error.dollars += spent
+        raise

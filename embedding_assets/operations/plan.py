@@ -97,7 +97,7 @@ def plan(
         quarantined - sum(one["quarantined"] for one in numbers.values()),
         texts,
         tokens,
-        resources.embedder.dollars(tokens),
+        resources.embedder.price.dollars(tokens),
         tokens / median(speeds) if speeds else None,
     )
 

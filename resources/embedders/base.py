@@ -9,6 +9,7 @@ import dagster as dg
 import numpy as np
 from tokenizers import Tokenizer
 
+from resources.embedders.pricing import FREE, Price
 from resources.identity.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
@@ -22,11 +23,13 @@ class EmbeddingBatch:
         vectors: shape (n, dimension), float32. Not validated: a model can yield NaN.
         tokens: shape (n,), int32; tokens given to the model, prompt and special tokens included.
         truncated_tokens: shape (n,), int32; tokens cut off at the model's limit.
+        dollars: that all of them cost, lost answers included.
     """
 
     vectors: np.ndarray
     tokens: np.ndarray
     truncated_tokens: np.ndarray
+    dollars: float = 0.0
 
 
 class Embedder(dg.ConfigurableResource, ABC):
@@ -75,10 +78,10 @@ class Embedder(dg.ConfigurableResource, ABC):
     def give_up(self) -> None:
         """The calls of `embed` that are under way shall wait for nothing more, and may fail."""
 
-    def dollars(self, tokens: int) -> float:
-        """What so many tokens cost; 0 where nobody asks for money."""
-        del tokens
-        return 0.0
+    @property
+    def price(self) -> Price:
+        """What tokens cost; nothing where nobody asks for money."""
+        return FREE
 
     def statistics(self) -> dict[str, float]:
         """What was used since this resource was made, which in Dagster is a run."""

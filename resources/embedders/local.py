@@ -20,58 +20,24 @@ from resources.embedders.local_model.device_workers import (
 )
 from resources.embedders.local_model.model_compiler import UnsupportedModelError
 from resources.embedders.local_model.model_files import (
-    DEFAULT_MODEL,
     FileHashes,
     ModelFiles,
     find_model,
 )
 from resources.embedders.local_model.openvino_model import OpenVINOModel, load_openvino_model
 from resources.embedders.local_model.torch_model import TorchModel
+from resources.embedders.local_settings import CPU_BATCH_TOKENS, LocalSettings
 from resources.identity.embedding_space import EmbeddingSpace
 
-CPU_BATCH_TOKENS = 768
 CALLS_PER_GPU = 6
 """Three batches are on their way through a GPU while as many are tokenized or stored."""
 
 
-class LocalEmbedder(Embedder):
+class LocalEmbedder(LocalSettings, Embedder):
     """Any sentence-transformers model: through OpenVINO on the CPU, through torch on a GPU."""
 
-    model: str = Field(
-        default=DEFAULT_MODEL,
-        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder.",
-    )
-    revision: str | None = Field(
-        default=None, description="Branch, tag or commit on the hub; by default the newest."
-    )
     model_cache: str = Field(
         default="data/models", description="Folder of compiled models; may be deleted at any time."
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto",
-        description="'auto' takes CUDA if there is such a device, else the CPU. 'cuda' uses all "
-        "GPUs that CUDA_VISIBLE_DEVICES shows, one process each.",
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="Arithmetic. 'auto' takes bf16 on a CPU where it is at least 10 % faster, and "
-        "on CUDA the first of fp16, bf16 and fp32 whose vectors stay within cosine 0.9999 of fp32.",
-    )
-    max_tokens: int | None = Field(
-        default=None,
-        description="Longest input in tokens, special tokens included; by default the model's own.",
-    )
-    document_prompt: str | None = Field(
-        default=None, description="Text put before each document; by default the model's own."
-    )
-    query_prompt: str | None = Field(
-        default=None, description="Text put before each query; by default the model's own."
-    )
-    batch_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most tokens of a batch, padding to its longest text included; by default "
-        f"{CPU_BATCH_TOKENS} on a CPU, and on a GPU what was found fastest there.",
     )
 
     @property

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,17 +20,30 @@ def prices_file() -> Path:
     return Path(named).expanduser() if named else Path(__file__).with_name("prices.yaml")
 
 
-def dollars_per_million_tokens(model: str) -> float | None:
+@dataclass(frozen=True)
+class Price:
+    """What a model costs: a run's budget, the cost of a batch and that of a plan come from here."""
+
+    dollars_per_million_tokens: float
+
+    def dollars(self, tokens: int) -> float:
+        return tokens * self.dollars_per_million_tokens / 1e6
+
+
+FREE = Price(0.0)
+
+
+def price_of(model: str) -> Price | None:
     """The price of a model, or None if the file does not have it.
 
     Raises:
-        EmbeddingError: the file cannot be read, or is no mapping of models to prices.
+        SettingsError: the file cannot be read, or is no mapping of models to prices.
     """
     return _prices(prices_file()).get(model)
 
 
 @lru_cache(maxsize=4)
-def _prices(path: Path) -> dict[str, float]:
+def _prices(path: Path) -> dict[str, Price]:
     expected = "expected lines such as 'text-embedding-3-small: 0.02' (US dollars a million tokens)"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -46,7 +60,7 @@ def _prices(path: Path) -> dict[str, float]:
     )
     if not good:
         raise SettingsError(f"The price table {path} is wrong: {expected}.")
-    return {str(model): float(price) for model, price in content.items()}
+    return {str(model): Price(float(price)) for model, price in content.items()}
 
 
 class Budget:
@@ -66,7 +80,7 @@ class Budget:
         """Sets aside what a request will cost at most; to be settled when it has ended.
 
         Raises:
-            EmbeddingError: it would exceed the budget.
+            BudgetError: it would exceed the budget.
         """
         with self._changed:
             # Requests in flight cost less than was set aside for them: only they can make room.

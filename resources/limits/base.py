@@ -44,7 +44,7 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedLimits:
     """What a provider's answer says about its limits.
 
     Attributes:
@@ -167,15 +167,17 @@ class RateLimiter(ABC):
             )
         return grant
 
-    def settle(self, grant: Grant, tokens: int, told: Told = Told()) -> None:
+    def settle(
+        self, grant: Grant, tokens: int, reported: ReportedLimits = ReportedLimits()
+    ) -> None:
         """Says that a granted request has ended.
 
         Args:
             grant: from `acquire`.
             tokens: what it took.
-            told: what the answer said about limits.
+            reported: what the answer said about limits.
         """
-        limits, remaining = told.limits, told.remaining
+        limits, remaining = reported.limits, reported.remaining
         answer = self._step(
             {
                 "settle": [grant.id, tokens],

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from embedding_assets.cli import main as cli
 from embedding_assets.cli.main import app
 from embedding_assets.operations.plan import Plan, plan
+from resources.embedders.pricing import Price
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline, numbers, per_partition, write_jsonl
 
@@ -21,8 +22,9 @@ BUCKETS = {"partitions": {"by": "bucket", "count": 4}}
 
 
 class PricedEmbedder(CountingEmbedder):
-    def dollars(self, tokens: int) -> float:
-        return tokens / 1_000
+    @property
+    def price(self) -> Price:
+        return Price(1_000.0)
 
 
 def planned(pipeline: Pipeline, instance: dg.DagsterInstance | None = None) -> Plan:

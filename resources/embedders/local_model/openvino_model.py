@@ -22,6 +22,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from resources.embedders.base import EmbeddingBatch
+from resources.embedders.cosine import MIN_COSINE, least_cosine
 from resources.embedders.local_model.failures import failure, from_message
 from resources.embedders.local_model.model_compiler import (
     MODEL_FILE,
@@ -47,9 +48,6 @@ from resources.lean_imports import import_openvino
 log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
-
-MIN_COSINE: dict[str, float] = {"fp32": 1 - 1e-6, "bf16": 0.9999, "fp16": 0.9999}
-"""Each vector of a self-check must be as near to sentence-transformers' own in fp32."""
 
 MIN_GAIN = 1.1
 """bf16 must embed this many times the tokens per second of fp32 to be chosen."""
@@ -164,17 +162,14 @@ def check_vectors(precision: str, vectors: np.ndarray, reference: np.ndarray) ->
     vectors: shape (n, dimension), float32.
     reference: shape (n, dimension or more), float32; by sentence-transformers in fp32.
     """
-    reference = reference[:, : vectors.shape[1]].astype(np.float64)
+    reference = reference[:, : vectors.shape[1]]
     norms = np.linalg.norm(reference, axis=1)
     meaningful = np.isfinite(norms) & (norms > 0)  # some models give the empty text no vector
-    ours, theirs = vectors[meaningful].astype(np.float64), reference[meaningful]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * norms[meaningful])
-        lengths = np.linalg.norm(ours, axis=1) / norms[meaningful]
+    ours, theirs = vectors[meaningful], reference[meaningful]
+    lengths = np.linalg.norm(ours, axis=1) / norms[meaningful]
     # A vector of the right direction and another length is wrong too, where none is normalized.
-    cosines = np.where(np.abs(lengths - 1) < 0.05, cosines, np.nan)
-    cosine = float(cosines.min()) if len(cosines) else 1.0
-    return SelfCheck(precision, cosine if np.isfinite(cosine) else -1.0)
+    right_length = bool((np.abs(lengths - 1) < 0.05).all())
+    return SelfCheck(precision, least_cosine(ours, theirs) if right_length else -1.0)
 
 
 _Requests = queue.SimpleQueue[Any]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from resources.embedders.base import EmbeddingBatch
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local_model.failures import failure, out_of_memory
 from resources.embedders.local_model.model_compiler import (
     REFERENCE_TEXTS,
@@ -16,7 +17,7 @@ from resources.embedders.local_model.model_compiler import (
     load_sentence_transformer,
 )
 from resources.embedders.local_model.model_files import ModelFiles
-from resources.embedders.local_model.openvino_model import MIN_COSINE, SelfCheck, check_vectors
+from resources.embedders.local_model.openvino_model import SelfCheck, check_vectors
 from resources.embedders.local_model.packed_attention import PackedModel
 from resources.embedders.local_model.packed_engine import PackedEngine
 from resources.embedders.local_model.token_batches import (

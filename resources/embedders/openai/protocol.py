@@ -25,7 +25,7 @@ from resources.errors import (
     SettingsError,
     TextError,
 )
-from resources.limits.base import Limits, Told
+from resources.limits.base import Limits, ReportedLimits
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
     return Vectors(np.stack(found), tokens if isinstance(tokens, int) and tokens > 0 else None)
 
 
-def told(headers: Mapping[str, str]) -> Told:
+def reported_limits(headers: Mapping[str, str]) -> ReportedLimits:
     """The limits that an answer tells, in OpenAI's headers."""
 
     def number(name: str) -> int | None:
         value = headers.get(f"x-ratelimit-{name}", "").strip()
         return int(value) if value.isdigit() else None
 
-    return Told(
+    return ReportedLimits(
         Limits(number("limit-requests") or None, number("limit-tokens") or None),
         Limits(number("remaining-requests"), number("remaining-tokens")),
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import resources.embedders.local
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 from resources.embedders.local_model import model_compiler, openvino_model
 from resources.embedders.local_model.model_compiler import Manifest
@@ -259,6 +260,7 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "openvino", "huggingf
 def test_space_and_tokenizer_import_nothing_heavy(tmp_path):
     program = f"""
 import json, sys
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model_cache=sys.argv[1])
 assert embedder.space.dimension == 384 and embedder.max_text_tokens == 254
@@ -272,6 +274,7 @@ def test_fresh_process_loads_what_was_compiled_and_gives_identical_vectors(defau
     expected = default.embed(SENTENCES[:6]).vectors
     program = """
 import json, sys
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model_cache=sys.argv[1], device="cpu", precision="fp32")
 vectors = embedder.embed(json.loads(sys.argv[2])).vectors
@@ -546,6 +549,7 @@ def test_two_processes_compile_once(tmp_path):
     program = """
 import json, sys
 from resources.embedders.local_model import openvino_model
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 compiled = []
 run = openvino_model._run_compiler
@@ -650,7 +654,7 @@ def test_damaged_blob_does_no_harm(damage, pristine, damaged):
 
 def test_compiled_model_that_always_fails_its_self_check_is_not_used(damaged, monkeypatch):
     embedder, _, calls = damaged
-    monkeypatch.setitem(openvino_model.MIN_COSINE, "fp32", 1.1)
+    monkeypatch.setitem(MIN_COSINE, "fp32", 1.1)
     monkeypatch.setattr(resources.embedders.local, "TorchModel", lambda *_: "torch")
     assert "OpenVINO cannot run it: self-check" in embedder._loaded.note
     assert len(calls) == 1
@@ -876,6 +880,7 @@ def test_copy_from_the_hub_has_the_space_of_the_packaged_one(default, tmp_path):
     program = """
 import json, os, sys
 os.environ["HF_HUB_CACHE"] = sys.argv[1]
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model="all-MiniLM-L6-v2", model_cache=sys.argv[1])
 print(json.dumps([embedder.space.id, str(embedder._files.folder)]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from resources.limits.base import VARIABLE, LimitError, Limits, RateLimiter, Told
+from resources.limits.base import VARIABLE, LimitError, Limits, RateLimiter, ReportedLimits
 from resources.limits.from_environment import rate_limiter
 from resources.limits.local import LocalRateLimiter, _State
 from resources.limits.redis import RedisRateLimiter
@@ -150,16 +150,16 @@ def test_a_shorter_pause_does_not_end_a_longer_one(make: Make) -> None:
 
 def test_the_lower_of_configured_and_learned_limits_holds_for_all(make: Make) -> None:
     one, two = make(10, None), make()
-    one.settle(one.acquire(1), 1, Told(Limits(500, 2000)))
+    one.settle(one.acquire(1), 1, ReportedLimits(Limits(500, 2000)))
     assert one.limits == Limits(10, 2000)
     assert two.limits == Limits(500, 2000)
 
 
 def test_what_the_provider_counts_beyond_ours_is_somebody_elses(make: Make) -> None:
     limiter = make(None, 1000, window=30.0)
-    limiter.settle(limiter.acquire(10), 10, Told(remaining=Limits(None, 300)))
+    limiter.settle(limiter.acquire(10), 10, ReportedLimits(remaining=Limits(None, 300)))
     assert limiter._step({}).used == (1, 700)
-    limiter.settle(limiter.acquire(20), 20, Told(remaining=Limits(None, 900)))
+    limiter.settle(limiter.acquire(20), 20, ReportedLimits(remaining=Limits(None, 900)))
     assert limiter._step({}).used == (2, 720), "a provider that forgets sooner frees nothing"
 
 
@@ -259,11 +259,11 @@ def test_limits_that_shrink_while_redis_is_away_shrink_the_share(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     limiter = of_redis(own_redis, tmp_path)
-    limiter.settle(limiter.acquire(1), 1, Told(Limits(400, None)))
+    limiter.settle(limiter.acquire(1), 1, ReportedLimits(Limits(400, None)))
     own_redis.kill()
-    limiter.settle(limiter.acquire(1), 1, Told(Limits(4, 1000)))
+    limiter.settle(limiter.acquire(1), 1, ReportedLimits(Limits(4, 1000)))
     assert limiter.limits == Limits(1, 250), "4 requests / 4 machines"
-    limiter.settle(limiter.acquire(1), 1, Told(Limits(400, 1000)))
+    limiter.settle(limiter.acquire(1), 1, ReportedLimits(Limits(400, 1000)))
     assert limiter.limits == Limits(2, 250), "its own limit of 8 holds too"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local_model import packed_engine, torch_model
 from resources.embedders.local_model.model_files import FileHashes, ModelFiles, find_model
 from resources.embedders.local_model.packed_engine import IN_FLIGHT
@@ -205,7 +206,7 @@ def test_prompts_are_packed_with_their_texts(tmp_path):
 def test_text_that_overflows_in_a_narrow_type_is_embedded_in_fp32(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "model")
     files = files_of(folder)
-    monkeypatch.setitem(torch_model.MIN_COSINE, "bf16", 0.99)
+    monkeypatch.setitem(MIN_COSINE, "bf16", 0.99)
     model = TorchModel(files, space_of(files, tmp_path), "cpu", "bf16", 600, packed=True)
     forward = torch_model.PackedModel.forward
 
@@ -236,7 +237,7 @@ def test_auto_takes_the_first_type_that_holds_the_self_check(tmp_path, monkeypat
 
     monkeypatch.setattr(torch_model, "check_vectors", overflowing)
     monkeypatch.setattr(torch_model, "AUTO", {"cpu": ("fp16", "bf16", "fp32")})
-    monkeypatch.setitem(torch_model.MIN_COSINE, "bf16", 0.99)
+    monkeypatch.setitem(MIN_COSINE, "bf16", 0.99)
     model = TorchModel(files, space_of(files, tmp_path), "cpu", "auto", 600, packed=True)
     assert tried == ["fp16", "fp16", "bf16"]  # packed and padded
     assert "in bf16, packed, " in str(model)

@@ -493,7 +493,7 @@ def test_after_a_429_every_embedder_with_the_key_waits_as_long_as_the_server_say
     one.start()
     refused.wait(10)
     others = embedder(server, tmp_path)
-    limiter = others._shared.limiter
+    limiter = others._requests._limiter
     deadline = time.monotonic() + 10
     while not limiter.paused:  # until the answer has arrived there
         assert time.monotonic() < deadline, "the pause is not shared"
@@ -573,15 +573,15 @@ def test_prices_come_from_the_file_that_the_user_names(
     server: OpenAIServer, tmp_path: Path, price: float
 ) -> None:
     ours = embedder(server, tmp_path)
-    assert ours.dollars(12) == 12 * price
+    assert ours.price.dollars(12) == 12 * price
     ours.embed(TEXTS)
     assert ours.statistics()["dollars"] == tokens(server.requests[0]) * price
-    assert embedder(server, tmp_path, model="unknown").dollars(12) == 0
+    assert embedder(server, tmp_path, model="unknown").price.dollars(12) == 0
 
 
 def test_the_shipped_prices_are_dollars_for_a_million_tokens(tmp_path: Path) -> None:
     ours = embedder("http://127.0.0.1:1/v1", tmp_path)
-    assert ours.dollars(1_000_000) == pytest.approx(0.02)
+    assert ours.price.dollars(1_000_000) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("table", ["{", "- 1", "a: cheap", "a: -1", "a: .nan", "a: true"])
@@ -591,7 +591,7 @@ def test_a_wrong_price_table_is_named(
     (tmp_path / "mine.yaml").write_text(table)
     monkeypatch.setenv("EMBEDDING_PRICES", str(tmp_path / "mine.yaml"))
     with pytest.raises(SettingsError, match=r"mine\.yaml"):
-        embedder("http://127.0.0.1:1/v1", tmp_path).dollars(1)
+        embedder("http://127.0.0.1:1/v1", tmp_path).price.dollars(1)
 
 
 def test_the_budget_stops_before_it_would_be_exceeded(
@@ -886,6 +886,23 @@ def test_a_spent_budget_keeps_what_is_embedded(
     assert 10 < len(first & documents) < 120
     again = {text for request in server.requests for text in request.texts}
     assert not first & again & documents
+
+
+def test_lost_answers_are_in_the_cost_of_the_run_and_in_that_of_its_partitions(
+    server: OpenAIServer, tmp_path: Path, price: float
+) -> None:
+    no_vectors = _changed(server, data=None)
+    server.script = [server.embeddings, _half_body(server), *[no_vectors] * 3, error(500)]
+    ours = pipeline(server, tmp_path, documents=6, max_concurrency=1)
+    result = ours.run()
+    (used,) = (
+        evaluation.metadata["dollars"].value
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.check_name == "throughput"
+    )
+    paid = sum(tokens(request) * price for request in server.requests)
+    assert used > paid, "of the half answer only an estimate is known, and that is higher"
+    assert numbers(result, "embeddings")["dollars"] == pytest.approx(used)
 
 
 def test_a_refused_text_is_in_the_quarantine_of_the_run(
