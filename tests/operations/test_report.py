@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding_assets.operations.report import (
-    VectorSample,
-    principal_components,
-    quarantine_reasons,
-    spread,
-)
+from embedding_assets.operations.report import quarantine_reasons
 from embedding_assets.operations.report_plots import COST, MAX_PNG_BYTES, history_png, map_png
+from embedding_assets.operations.vector_sample import VectorSample, principal_components, spread
 from embedding_assets.runs.history import by_run, latest_materializations
 from tests.support.fakes import POISON
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
