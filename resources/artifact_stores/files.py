@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
-from resources.leftovers import owner, remove_leftovers
+from resources.atomic_write import atomic_write
 
 
 class FileArtifactStore(ArtifactStore):
@@ -40,17 +39,8 @@ class FileArtifactStore(ArtifactStore):
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
         if self._is_local:
-            target = Path(self._location(key))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Of all files beside it: some of them are written only when they change.
-            remove_leftovers(target.parent, ".*.", ".tmp")
-            thread = threading.get_ident()
-            temporary = target.with_name(f".{target.name}.{owner()}.{thread}.tmp")
-            try:
+            with atomic_write(Path(self._location(key))) as temporary:
                 yield temporary
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
             return
         folder = Path(tempfile.mkdtemp(prefix="artifact-"))
         try:
