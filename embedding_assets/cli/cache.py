@@ -90,16 +90,16 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove entries by age or total size."""
-    from resources.caches.base import Limits
+    from resources.caches.base import Retention
 
     with errors_for_people():
-        limits = Limits(
+        retention = Retention(
             _age(older_than) if older_than is not None else None,
             _size(max_size) if max_size is not None else None,
         )
         opened = _opened(cache)
         with _status("Pruning …", as_json):
-            removed = opened.prune(limits, space, dry_run=dry_run)
+            removed = opened.prune(retention, space, dry_run=dry_run)
     _print_removed(removed, dry_run, as_json)
 
 

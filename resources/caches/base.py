@@ -98,8 +98,8 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What is removed by `prune`; entries older than `max_age` first, then the oldest of the rest.
+class Retention:
+    """What `prune` leaves: it removes what is older than `max_age`, then the oldest of the rest.
 
     Attributes:
         max_age: how long ago an entry may have been written.
@@ -212,12 +212,12 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def prune(
-        self, limits: Limits, space_id: str | None = None, *, dry_run: bool = False
+        self, retention: Retention, space_id: str | None = None, *, dry_run: bool = False
     ) -> list[Removed]:
         """Removes entries by age and size.
 
         Args:
-            limits: what may stay.
+            retention: what may stay.
             space_id: look at this space only.
             dry_run: remove nothing, only say what would be.
 

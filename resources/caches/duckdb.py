@@ -18,9 +18,9 @@ from resources.caches.base import (
     CachedVectors,
     EmbeddingCache,
     FoundVectors,
-    Limits,
     Lookups,
     Removed,
+    Retention,
     SpaceStatistics,
     no_vectors,
 )
@@ -126,10 +126,10 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             dg.get_dagster_logger().warning(f"Look-ups of the cache were not counted: {error}")
 
     def prune(
-        self, limits: Limits, space_id: str | None = None, *, dry_run: bool = False
+        self, retention: Retention, space_id: str | None = None, *, dry_run: bool = False
     ) -> list[Removed]:
         removed = self._act_if_there(
-            lambda database: prune_entries(database, limits, space_id, dry_run=dry_run)
+            lambda database: prune_entries(database, retention, space_id, dry_run=dry_run)
         )
         return self._smaller(removed, dry_run)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from resources.caches.base import FoundVectors, Limits, Lookups, Removed, SpaceStatistics
+from resources.caches.base import FoundVectors, Lookups, Removed, Retention, SpaceStatistics
 from resources.caches.duckdb_file import attach, limit_memory, log_of, smaller_file
 from resources.caches.vectors import (
     CONTENT_HASH_TYPE,
@@ -201,7 +201,11 @@ def add_lookups(database: duckdb.DuckDBPyConnection, counted: Sequence[Lookups])
 
 
 def prune_entries(
-    database: duckdb.DuckDBPyConnection, limits: Limits, space_id: str | None, *, dry_run: bool
+    database: duckdb.DuckDBPyConnection,
+    retention: Retention,
+    space_id: str | None,
+    *,
+    dry_run: bool,
 ) -> list[Removed]:
     spaces = [space for space in list_spaces(database) if space_id in (None, space.id)]
     written, sizes = [np.zeros(0)], [np.zeros(0)]
@@ -212,7 +216,7 @@ def prune_entries(
         ).fetchnumpy()
         written.append(np.asarray(counts["written"], dtype=np.float64))
         sizes.append(np.asarray(counts["entries"], dtype=np.float64) * entry_bytes(space))
-    oldest = limits.oldest_kept(np.concatenate(written), np.concatenate(sizes), time.time())
+    oldest = retention.oldest_kept(np.concatenate(written), np.concatenate(sizes), time.time())
     return [
         removed
         for space in spaces

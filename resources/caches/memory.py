@@ -13,9 +13,9 @@ from pydantic import Field
 from resources.caches.base import (
     CachedVectors,
     EmbeddingCache,
-    Limits,
     Lookups,
     Removed,
+    Retention,
     SpaceStatistics,
 )
 from resources.caches.vectors import hash_array, hash_bytes
@@ -71,11 +71,11 @@ class MemoryEmbeddingCache(EmbeddingCache):
         return self.behind.lookups()
 
     def prune(
-        self, limits: Limits, space_id: str | None = None, *, dry_run: bool = False
+        self, retention: Retention, space_id: str | None = None, *, dry_run: bool = False
     ) -> list[Removed]:
         if not dry_run:
             self._memory.clear()
-        return self.behind.prune(limits, space_id, dry_run=dry_run)
+        return self.behind.prune(retention, space_id, dry_run=dry_run)
 
     def invalidate(
         self,

@@ -16,9 +16,9 @@ from pydantic import Field, PrivateAttr
 from resources.caches.base import (
     CachedVectors,
     EmbeddingCache,
-    Limits,
     Lookups,
     Removed,
+    Retention,
     SpaceStatistics,
     no_vectors,
 )
@@ -229,13 +229,13 @@ class RedisEmbeddingCache(EmbeddingCache):
         )
 
     def prune(
-        self, limits: Limits, space_id: str | None = None, *, dry_run: bool = False
+        self, retention: Retention, space_id: str | None = None, *, dry_run: bool = False
     ) -> list[Removed]:
         written, sizes = [np.zeros(0)], [np.zeros(0)]
         for _, headers, stored in self._walk(space_id):
             written.append(headers["written"].astype(np.float64))
             sizes.append(np.array(stored, dtype=np.float64))
-        oldest = limits.oldest_kept(np.concatenate(written), np.concatenate(sizes), time.time())
+        oldest = retention.oldest_kept(np.concatenate(written), np.concatenate(sizes), time.time())
         return self._remove(
             (
                 (np.array(keys, dtype=object)[headers["written"] < oldest].tolist())
@@ -271,7 +271,7 @@ class RedisEmbeddingCache(EmbeddingCache):
         for keys in pages:
             for rows in slices(len(keys), _KEYS_PER_COMMAND):
                 some = keys[rows]
-                for key, size in zip(some, self._server.must(_sizes(some)), strict=True):
+                for key, size in zip(some, self._server.ask_or_raise(_sizes(some)), strict=True):
                     entries[self._space_id(key)] += size > 0
                     sizes[self._space_id(key)] += size
                 if not dry_run:
@@ -285,7 +285,7 @@ class RedisEmbeddingCache(EmbeddingCache):
         for keys in self._key_pages(space.id):
             hashes = [self._content_hash(key) for key in keys]
             for rows in self._slices(space, len(keys)):
-                values = self._server.must(_values(keys[rows]))
+                values = self._server.ask_or_raise(_values(keys[rows]))
                 vectors, valid = decode_entries(space, hashes[rows], values)
                 if valid.any():
                     kept = [h for h, good in zip(hashes[rows], valid, strict=True) if good]

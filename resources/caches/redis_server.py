@@ -61,7 +61,7 @@ class RedisServer:
             dg.get_dagster_logger().info(f"The embedding cache {self._url} answers again.")
         return answer
 
-    def must(self, action: "Callable[[redis.Redis], _Result]") -> _Result:
+    def ask_or_raise(self, action: "Callable[[redis.Redis], _Result]") -> _Result:
         """The server's answer.
 
         Raises:
@@ -83,7 +83,7 @@ class RedisServer:
         Raises:
             CacheUnavailableError: there is none.
         """
-        return cast(Any, self.must(lambda server: server.execute_command(*words)))
+        return cast(Any, self.ask_or_raise(lambda server: server.execute_command(*words)))
 
     def write(self, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
         """The answer to each command, an exception where it was refused; None if there is none."""

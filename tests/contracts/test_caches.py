@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from resources.caches.base import EmbeddingCache, Limits, copy_entries
+from resources.caches.base import EmbeddingCache, Retention, copy_entries
 from resources.caches.vectors import CONTENT_HASH_TYPE
 from tests.support.caches import (
     KINDS,
@@ -258,15 +258,15 @@ def test_prune_by_age_removes_what_is_older_and_nothing_else(kind, cache):
         kind.put_earlier(days_ago, range(first, first + 10), SPACE)
     kind.put_earlier(40, range(5), OTHER)
     held(cache, range(30))
-    limits = Limits(max_age=timedelta(days=30))
-    planned = cache.prune(limits, dry_run=True)
+    retention = Retention(max_age=timedelta(days=30))
+    planned = cache.prune(retention, dry_run=True)
     assert {r.space_id: r.entries for r in planned} == {SPACE.id: 10, OTHER.id: 5}
     assert entries(cache) == {SPACE.id: 30, OTHER.id: 5}
-    assert [r.entries for r in cache.prune(limits, SPACE.id)] == [10]
+    assert [r.entries for r in cache.prune(retention, SPACE.id)] == [10]
     assert held(cache, range(30)) == list(range(10, 30))
     assert held(cache, range(5), OTHER) == list(range(5))
-    assert [r.space_id for r in cache.prune(limits)] == [OTHER.id]
-    assert cache.prune(limits) == []
+    assert [r.space_id for r in cache.prune(retention)] == [OTHER.id]
+    assert cache.prune(retention) == []
 
 
 def test_prune_by_size_removes_the_oldest_of_all_spaces(kind, cache):
@@ -275,17 +275,17 @@ def test_prune_by_size_removes_the_oldest_of_all_spaces(kind, cache):
     kind.put_earlier(1, range(10, 20), SPACE)
     sizes = {s.space_id: s.bytes for s in cache.statistics()}
     limit = sizes[SPACE.id] // 2 + 5
-    assert sum(r.entries for r in cache.prune(Limits(max_bytes=limit))) == 30
+    assert sum(r.entries for r in cache.prune(Retention(max_bytes=limit))) == 30
     assert held(cache, range(20)) == list(range(10, 20))
     assert held(cache, range(20), OTHER) == []
-    assert cache.prune(Limits(max_bytes=limit)) == []
-    assert [r.entries for r in cache.prune(Limits(max_bytes=0))] == [10]
+    assert cache.prune(Retention(max_bytes=limit)) == []
+    assert [r.entries for r in cache.prune(Retention(max_bytes=0))] == [10]
     assert held(cache, range(20)) == []
 
 
 def test_a_prune_without_limits_is_refused():
     with pytest.raises(ValueError, match="Say what to prune"):
-        Limits()
+        Retention()
 
 
 def test_invalidate_removes_keys_everywhere_or_in_one_space_or_a_whole_space(cache):

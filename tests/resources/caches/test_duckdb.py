@@ -477,7 +477,7 @@ _KILLED_WHILE_PRUNING = """
 import os, sys
 from resources.caches import duckdb_tables
 from resources.caches.duckdb import DuckDBEmbeddingCache
-from resources.caches.base import Limits
+from resources.caches.base import Retention
 attach = duckdb_tables.attach
 def attach_and_die(database, path, name, dimension):
     attach(database, path, name, dimension)
@@ -485,7 +485,7 @@ def attach_and_die(database, path, name, dimension):
         database.execute("CREATE TABLE smaller.half (i INTEGER)")
         os.kill(os.getpid(), 9)
 duckdb_tables.attach = attach_and_die
-DuckDBEmbeddingCache(path=sys.argv[1]).prune(Limits(max_bytes=1))
+DuckDBEmbeddingCache(path=sys.argv[1]).prune(Retention(max_bytes=1))
 """
 
 
