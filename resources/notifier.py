@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 from pydantic import Field
 
-_LOG = logging.getLogger("embedding_assets.notifier")
+_log = logging.getLogger(__name__)
 
 
 class Notifier(dg.ConfigurableResource, ABC):
@@ -31,7 +31,7 @@ class LogNotifier(Notifier):
     """Writes a warning into the log of the process."""
 
     def notify(self, title: str, text: str) -> str:
-        _LOG.warning("%s: %s", title, text)
+        _log.warning("%s: %s", title, text)
         return "It was written to the log."
 
 

@@ -43,7 +43,7 @@ def redis_server(_running_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What is logged as a warning; Dagster's loggers do not pass records on to pytest's."""
+    """The warnings of resources."""
     messages: list[str] = []
 
     class Keep(logging.Handler):
@@ -51,7 +51,7 @@ def logged() -> Iterator[list[str]]:
             messages.append(record.getMessage())
 
     handler = Keep(logging.WARNING)
-    logger = logging.getLogger("dagster")
+    logger = logging.getLogger("resources")
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import read_environment
+from resources.errors import EmbeddingAssetsError
 
 _COLLECTION = "peps"
 _QUERIES = (
@@ -182,4 +183,7 @@ def _beside_python(program: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EmbeddingAssetsError as mistake:
+        sys.exit(f"Error: {mistake}")

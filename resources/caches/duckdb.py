@@ -1,5 +1,6 @@
 """The embedding cache in one DuckDB file: no server, safe for several processes in turn."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import dagster as dg
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -50,6 +50,8 @@ from resources.caches.vectors import check_shape
 from resources.duckdb_engine import duckdb
 from resources.errors import InvalidInputError
 from resources.identity.embedding_space import EmbeddingSpace
+
+_log = logging.getLogger(__name__)
 
 _HASHES_PER_SLICE = 262_144
 
@@ -123,7 +125,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         try:
             self._act_if_there(lambda database: add_lookups(database, counted))
         except (duckdb.Error, OSError, CacheLockedError) as error:
-            dg.get_dagster_logger().warning(f"Look-ups of the cache were not counted: {error}")
+            _log.warning(f"Look-ups of the cache were not counted: {error}")
 
     def prune(
         self, retention: Retention, space_id: str | None = None, *, dry_run: bool = False

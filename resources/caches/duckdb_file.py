@@ -2,15 +2,16 @@
 
 import atexit
 import glob
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-import dagster as dg
-
 from resources.duckdb_engine import duckdb
 from resources.errors import EmbeddingAssetsError
+
+_log = logging.getLogger(__name__)
 
 
 class CacheLockedError(EmbeddingAssetsError):
@@ -161,7 +162,7 @@ def set_aside(path: Path, error: duckdb.Error) -> None:
     # The write-ahead log goes first: a new file must never meet an old log.
     for part in (*path.parent.glob(f"{glob.escape(path.name)}.wal*"), path):
         part.rename(path.with_name(aside + part.name.removeprefix(path.name)))
-    dg.get_dagster_logger().warning(
+    _log.warning(
         f"The embedding cache {path} is damaged ({error}). It was renamed to "
         f"{aside} and a new one is started: its texts will be embedded again."
     )

@@ -1,5 +1,6 @@
 """A Redis server that may be away, full, or somebody else's: asked through circuit breakers."""
 
+import logging
 import os
 import re
 import threading
@@ -9,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-import dagster as dg
-
 from resources.caches.base import (
     CacheUnavailableError,
 )
 from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.circuit_breaker import CircuitBreaker
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import redis
@@ -58,7 +59,7 @@ class RedisServer:
             self._disconnect()
             return None
         if self._reachable.succeeded():
-            dg.get_dagster_logger().info(f"The embedding cache {self._url} answers again.")
+            _log.info(f"The embedding cache {self._url} answers again.")
         return answer
 
     def ask_or_raise(self, action: "Callable[[redis.Redis], _Result]") -> _Result:
@@ -122,7 +123,7 @@ class RedisServer:
             if now - self._warned.get(kind, -_SECONDS_BETWEEN_WARNINGS) < _SECONDS_BETWEEN_WARNINGS:
                 return
             self._warned[kind] = now
-        dg.get_dagster_logger().warning(message)
+        _log.warning(message)
 
     def _reason(self, error: Exception) -> str:
         reason = f"{type(error).__name__}: {error}"

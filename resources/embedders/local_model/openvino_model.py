@@ -45,7 +45,7 @@ from resources.errors import (
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_openvino
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 
@@ -79,7 +79,7 @@ def compiled_model(files: ModelFiles, space: EmbeddingSpace, cache: Path) -> Pat
 
 
 def _compile(files: ModelFiles, cache: Path, key: str) -> Manifest:
-    log.info("Compiling '%s' for this computer, once: about half a minute.", files.name)
+    _log.info("Compiling '%s' for this computer, once: about half a minute.", files.name)
     prefix = f".{key}-"
     for leftover in cache.glob(f"{prefix}*"):  # of a killed compiler; we hold its lock
         shutil.rmtree(leftover, ignore_errors=True)
@@ -268,7 +268,7 @@ class OpenVINOModel:
                 self._requests = self._requests or self._new_requests()
                 return self._run(self._requests, ids, lengths, submitted=turn.close)
         except Exception as error:
-            log.warning("OpenVINO failed on a batch; the model is loaded anew: %s", error)
+            _log.warning("OpenVINO failed on a batch; the model is loaded anew: %s", error)
         # OpenVINO 2026.4 keeps shapes of a failed batch and fails on the next, which may be another
         # call's. So what failed is tried again alone, on a model that nothing has failed on.
         with self._submitting:
@@ -379,7 +379,7 @@ def load_openvino_model(
             if attempt == "second":
                 raise
             problem = str(error)
-        log.warning("Discarding the compiled model of '%s': %s", files.name, problem)
+        _log.warning("Discarding the compiled model of '%s': %s", files.name, problem)
         with FileLock(cache / f"{folder.name}.lock"):
             shutil.rmtree(folder, ignore_errors=True)
     raise UnsupportedModelError(problem)
