@@ -242,16 +242,6 @@ class Difference:
         ):
             yield _as_rows(batch, self._space)
 
-    def forget_settled(self) -> None:
-        """Takes out of `stored` what is settled.
-
-        Kept, these rows would be removed once more with the partition that a document moved away
-        from.
-        """
-        self._database.execute(
-            "DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM settled)"
-        )
-
     def free(self) -> None:
         """Drops the tables that are as large as the partitions, when `new_rows` is read."""
         self._database.drop("new_rows", "owned", "placed", "wanted", "withheld")

@@ -75,6 +75,16 @@ class StoredRows:
         self._database.create("found", self._identity)
         self._insert("found", partitions)
 
+    def forget_settled(self) -> None:
+        """Takes out what is in the table `settled` of a `Difference`.
+
+        Kept, these rows would be removed once more with the partition that a document moved away
+        from.
+        """
+        self._database.execute(
+            "DELETE FROM stored WHERE chunk_id IN (SELECT chunk_id FROM settled)"
+        )
+
     def forget(self, chunk_ids: Sequence[str]) -> None:
         """Lets rows count as not stored, so that they are written again."""
         self._database.execute(

@@ -125,7 +125,7 @@ class IndexUpdate:
             written = difference.by_partition("new_rows")
             if written or removals.partitions:
                 self._commit(group, removals)
-            difference.forget_settled()
+            self._stored.forget_settled()
         return {
             files.partition: IndexNumbers(
                 rows=rows[files.partition],
