@@ -131,6 +131,9 @@ class RefusedRecord(Exception):
         self.reason = reason
         self.detail = detail
 
+    def at(self, file: str, line: int | None, document_id: str | None = None) -> Refusal:
+        return Refusal(self.reason, document_id, file, line, bounded(self.detail))
+
 
 def bounded(text: str, length: int = MAX_DETAIL_LENGTH) -> str:
     """A printable excerpt of at most `length` characters that UTF-8 can encode."""

@@ -88,7 +88,7 @@ class DocumentBuilder:
                 json = metadata_json(metadata)
                 self._check_size("metadata", json)
         except RefusedRecord as refused:
-            return Refusal(refused.reason, document_id, file, line, bounded(refused.detail))
+            return refused.at(file, line, document_id)
         return Document(document_id, title, text, timestamp, json, file, line)
 
     def id_or_none(self, raw_id: Any) -> str | None:

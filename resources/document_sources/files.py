@@ -17,12 +17,12 @@ from resources.document_sources.base import (
     SourceFile,
 )
 from resources.document_sources.builder import DocumentBuilder
-from resources.document_sources.formats.registry import FileFormat, format_of, read_file
+from resources.document_sources.formats.registry import BY_ENDING, FileFormat, format_of, read_file
 from resources.document_sources.listing import find_files, period_of
 
 
 class FileDocumentSource(DocumentSource):
-    """Documents in files: JSONL, CSV, Parquet, text and Markdown, on any fsspec storage."""
+    """Documents in files of the formats of `FileFormat`, on any fsspec storage."""
 
     path: str = Field(
         description=(
@@ -35,9 +35,8 @@ class FileDocumentSource(DocumentSource):
     format: FileFormat | None = Field(
         default=None,
         description=(
-            "Format of all files: jsonl, csv, parquet, text or markdown. Empty: told by each "
-            "file's ending (.jsonl .ndjson .csv .tsv .parquet .pq .txt .md .markdown .rst; all "
-            "but Parquet also with .gz)."
+            f"Format of all files: {', '.join(each.value for each in FileFormat)}. Empty: told by "
+            f"each file's ending ({' '.join(BY_ENDING)}; all but Parquet also with .gz)."
         ),
     )
     fields: FieldNames = Field(

@@ -10,11 +10,15 @@ from resources.document_sources.base import (
     RefusalReason,
     RefusedRecord,
     SourceFile,
-    bounded,
     excerpt,
 )
 from resources.document_sources.builder import DocumentBuilder
-from resources.document_sources.formats.lines import RECORD_SLACK_BYTES, check_unique, lines
+from resources.document_sources.formats.lines import (
+    RECORD_SLACK_BYTES,
+    check_unique,
+    lines,
+    too_large,
+)
 
 
 def read_csv(
@@ -43,7 +47,7 @@ def read_csv(
         except RefusedRecord as refused:
             if header is None:
                 raise ValueError(f"no usable header row: {refused.detail}") from None
-            yield Refusal(refused.reason, None, path, number, bounded(refused.detail))
+            yield refused.at(path, number)
             continue
         if header is None:
             header = row
@@ -77,7 +81,7 @@ def csv_records(
         else:
             parts.append(data)
         if ended and not quotes.inside:
-            yield first, b"\n".join(parts), _too_large(begun, limit) if begun else None
+            yield first, b"\n".join(parts), too_large(begun, limit) if begun else None
             quotes, parts, size, begun, unfinished = _QuoteTracker(delimiter), [], 0, b"", False
     if unfinished:
         data = begun or b"\n".join(parts)
@@ -89,13 +93,6 @@ def csv_records(
                 f"a quoted field is never closed; lines {first} to {number}: {excerpt(data)}",
             ),
         )
-
-
-def _too_large(begun: bytes, limit: int) -> RefusedRecord:
-    return RefusedRecord(
-        RefusalReason.too_large,
-        f"the record has more than {limit:,} bytes and begins {excerpt(begun)}",
-    )
 
 
 def csv_row(data: bytes, delimiter: str) -> list[str]:

@@ -28,7 +28,7 @@ def read_jsonl(
         if begun or not ended or len(line) > limit:
             begun = begun or line[:80]
             if ended:
-                yield too_large(begun, limit, path, number)
+                yield too_large(begun, limit).at(path, number)
                 begun = b""
             continue
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from resources.document_sources.base import Refusal, RefusalReason, bounded, excerpt
+from resources.document_sources.base import RefusalReason, RefusedRecord, excerpt
 
 RECORD_SLACK_BYTES = 64 * 1024
 """How much longer than the largest document a line of JSONL or a row of CSV may be."""
@@ -50,9 +50,9 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, bool]]:
         yield number, b"".join(parts), True
 
 
-def too_large(begun: bytes, limit: int, path: str, number: int) -> Refusal:
+def too_large(begun: bytes, limit: int) -> RefusedRecord:
     detail = f"the record has more than {limit:,} bytes and begins {excerpt(begun)}"
-    return Refusal(RefusalReason.too_large, None, path, number, bounded(detail))
+    return RefusedRecord(RefusalReason.too_large, detail)
 
 
 def check_unique(names: list[str]) -> None:

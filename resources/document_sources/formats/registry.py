@@ -14,43 +14,46 @@ from resources.document_sources.formats.markdown import read_markdown
 from resources.document_sources.formats.parquet import read_parquet
 from resources.document_sources.formats.text import read_text
 
+Reader = Callable[[SourceFile, BinaryIO, DocumentBuilder], Iterator[Document | Refusal]]
+_GZIP = ".gz"
+
 
 class FileFormat(str, Enum):
-    """How a file holds documents."""
+    """How a file holds documents: a row each, with the reader and the endings that tell it."""
 
-    jsonl = "jsonl"
+    reader: Reader
+    endings: tuple[str, ...]
+    may_be_gzipped: bool
+
+    def __new__(
+        cls, name: str, reader: Reader, endings: tuple[str, ...], may_be_gzipped: bool = True
+    ) -> "FileFormat":
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.reader, member.endings, member.may_be_gzipped = reader, endings, may_be_gzipped
+        return member
+
+    jsonl = "jsonl", read_jsonl, (".jsonl", ".ndjson")
     """One JSON object a line."""
-    csv = "csv"
+    csv = "csv", read_csv, (".csv", ".tsv")
     """RFC 4180 with a header row; separated by tabs if the file's name ends in .tsv."""
-    parquet = "parquet"
-    """One row a document."""
-    text = "text"
+    parquet = "parquet", read_parquet, (".parquet", ".pq"), False
+    """One row a document. Not with gzip: it needs random access, and compresses itself."""
+    text = "text", read_text, (".txt",)
     """One document a file."""
-    markdown = "markdown"
+    markdown = "markdown", read_markdown, (".md", ".markdown", ".rst")
     """One document a file, with headings and perhaps YAML front matter; reStructuredText too."""
 
 
-_ENDINGS = {
-    ".jsonl": FileFormat.jsonl,
-    ".ndjson": FileFormat.jsonl,
-    ".csv": FileFormat.csv,
-    ".tsv": FileFormat.csv,
-    ".parquet": FileFormat.parquet,
-    ".pq": FileFormat.parquet,
-    ".txt": FileFormat.text,
-    ".md": FileFormat.markdown,
-    ".markdown": FileFormat.markdown,
-    ".rst": FileFormat.markdown,
-}
-_GZIP = ".gz"
+BY_ENDING = {ending: each for each in FileFormat for ending in each.endings}
 
 
 def format_of(path: str) -> FileFormat | None:
     """The format that a file's ending tells, with or without `.gz`; None if it tells none."""
-    ending = _ending(path)
-    if ending in (".parquet", ".pq") and path.lower().endswith(_GZIP):
-        return None  # Parquet needs random access, and compresses itself
-    return _ENDINGS.get(ending)
+    name = PurePosixPath(path.lower())
+    gzipped = name.suffix == _GZIP
+    found = BY_ENDING.get(name.with_suffix("").suffix if gzipped else name.suffix)
+    return None if found is not None and gzipped and not found.may_be_gzipped else found
 
 
 def read_file(
@@ -71,20 +74,15 @@ def read_file(
         if file.problem is not None:
             raise OSError(file.problem)
         with open_file(file.location) as stored:
-            if file_format is not FileFormat.parquet and file.location.lower().endswith(_GZIP):
+            if file_format.may_be_gzipped and file.location.lower().endswith(_GZIP):
                 with _gunzip(stored) as stream:
-                    yield from _READERS[file_format](file, stream, builder)
+                    yield from file_format.reader(file, stream, builder)
             else:
-                yield from _READERS[file_format](file, stored, builder)
+                yield from file_format.reader(file, stored, builder)
     # Whatever a storage, a codec or Parquet raises, the next file can still be read.
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
         yield Refusal(RefusalReason.broken_file, None, file.path, None, bounded(detail))
-
-
-def _ending(path: str) -> str:
-    name = PurePosixPath(path.lower())
-    return name.with_suffix("").suffix if name.suffix == _GZIP else name.suffix
 
 
 def _gunzip(stored: BinaryIO) -> BinaryIO:
@@ -92,13 +90,3 @@ def _gunzip(stored: BinaryIO) -> BinaryIO:
         raise EOFError("an empty file is not gzip: its writer was probably interrupted")
     stored.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=stored, mode="rb"))
-
-
-_Reader = Callable[[SourceFile, BinaryIO, DocumentBuilder], Iterator[Document | Refusal]]
-_READERS: dict[FileFormat, _Reader] = {
-    FileFormat.jsonl: read_jsonl,
-    FileFormat.csv: read_csv,
-    FileFormat.parquet: read_parquet,
-    FileFormat.text: read_text,
-    FileFormat.markdown: read_markdown,
-}

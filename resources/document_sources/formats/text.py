@@ -38,7 +38,7 @@ def whole_text(file: SourceFile, stream: BinaryIO, builder: DocumentBuilder) -> 
     while len(data) <= limit and (chunk := stream.read(limit + 1 - len(data))):
         data += chunk
     if len(data) > limit:
-        return too_large(data, limit, file.path, 1)
+        return too_large(data, limit).at(file.path, 1)
     try:
         return data.removeprefix(BOM).decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
