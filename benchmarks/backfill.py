@@ -23,7 +23,8 @@ import dagster as dg
 from benchmarks.measure import Line, print_tables, write_results
 from embedding_assets.collection.collection import Collection
 from tests.support.backfill_project import EMPTY, VARIABLE, partition_keys, write_corpus
-from tests.support.dagster_server import DagsterServer, dagster_server, instance_in
+from tests.support.dagster_server import DagsterServer, dagster_server
+from tests.support.instance import shipped_instance
 
 CORPUS = "corpus"
 _DEADLINE = 4 * 3600.0
@@ -83,7 +84,7 @@ def _size(home: Path) -> int:
 
 
 def _recorded(home: Path, last: dg.AssetKey) -> dict[str, int]:
-    with instance_in(home) as instance:
+    with shipped_instance(home) as instance:
         return {"materialized": len(instance.get_materialized_partitions(last))}
 
 

@@ -30,9 +30,9 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
     Raises:
         AssertionError: the run failed, or the search did not find the expected text first.
     """
-    import dagster as dg
 
     from resources.embedders.local import LocalEmbedder
+    from tests.support.instance import shipped_instance
     from tests.support.pipeline import Pipeline
 
     pipeline = Pipeline(
@@ -44,10 +44,7 @@ def refresh(folder: Path, model_cache: str, expected: str) -> None:
             "partitions": {"by": "bucket", "count": 1},
         },
     )
-    home = folder / "dagster"
-    home.mkdir(exist_ok=True)
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with shipped_instance(folder / "dagster") as instance:
         assert pipeline.run(instance=instance).success
     if expected:
         (hit,) = pipeline.opened.search(expected, 1)

@@ -18,6 +18,7 @@ from embedding_assets.component import collection_definitions
 from embedding_assets.documents.spool import Spool
 from resources.notifier import LogNotifier, WebhookNotifier
 from tests.support.fakes import POISON, CountingEmbedder
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
 
 DAILY = {
@@ -112,7 +113,7 @@ def document(name: str, day: int, title: str = "first", month: int = 1) -> dict[
 
 @pytest.fixture(scope="module")
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         yield instance
 
 
@@ -439,7 +440,7 @@ def test_of_an_id_in_files_of_two_periods_the_later_stays_in_the_index(
 def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated) -> None:
     automated.write("a.jsonl", document("a", 1))
     job = automated.definitions.resolve_job_def("corpus_update")
-    with dg.DagsterInstance.ephemeral() as automated.instance:
+    with instance_in_memory() as automated.instance:
         run = automated.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
         data = automated.look("reconcile")
         assert data.run_requests == []
@@ -573,7 +574,7 @@ def _tell_about_a_failure(notifier: Any) -> Any:
     job = dg.Definitions(
         assets=[breaks], jobs=[dg.define_asset_job("job", executor_def=dg.in_process_executor)]
     ).resolve_job_def("job")
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         result = job.execute_in_process(instance=instance, raise_on_error=False)
         with dg.build_run_status_sensor_context(
             "run_failure",

@@ -40,6 +40,7 @@ from benchmarks.texts import KINDS, sentences, some_sentences, texts_of_kind
 from resources.artifact_stores.files import FileArtifactStore
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from tests.support.fakes import CountingEmbedder, fake_vector, word_piece_tokenizer
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import Pipeline, numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +62,7 @@ def materialize(
             "ops": {f"benchmarks__{name}": {"config": config}},
             "loggers": {"console": {"config": {"log_level": "ERROR"}}},
         },
-        instance=dg.DagsterInstance.ephemeral(),
+        instance=instance_in_memory(),
     )
     (materialization,) = result.asset_materializations_for_node(f"benchmarks__{name}")
     return dict(materialization.metadata), embedder

@@ -27,6 +27,7 @@ from resources.embedders.local_model.device_workers import WorkerSettings
 from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import CountingEmbedder, fake_vector
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
 
 YEARS = ("2021", "2022", "2023")
@@ -344,7 +345,7 @@ def test_a_model_that_changed_behind_its_name_fails_a_check_before_a_vector_is_w
     entries = pipeline.cache.statistics()[0].entries
 
     switch.touch()
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         failed = pipeline.run("2021", "2022", instance=instance, raise_on_error=False)
         assert not failed.success
         (record,) = instance.all_logs(

@@ -1,7 +1,6 @@
 """Backfills launched as the UI does: real webserver, daemon and runs, killed on the way."""
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import yaml
 
 from embedding_assets.collection.collection import Collection
 from tests.support.backfill_project import VARIABLE, partition_keys, pipeline, write_corpus
-from tests.support.dagster_server import PROJECT, dagster_server, instance_in
+from tests.support.dagster_server import dagster_server
+from tests.support.instance import PROJECT, shipped_instance
 
 PARTITIONS, DOCUMENTS, PER_RUN = 40, 3, 2  # many runs, so that a cancel finds some undone
 
@@ -49,7 +49,7 @@ def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothi
         )
         assert server.backfill(resumed)["status"] == "COMPLETED_SUCCESS"
 
-    with instance_in(home) as instance:
+    with shipped_instance(home) as instance:
         for asset in assets:
             keys = partition_keys(PARTITIONS)
             assert instance.get_materialized_partitions(asset) == set(keys)
@@ -74,9 +74,7 @@ def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothi
 def test_the_instance_limits_runs_and_pools_retries_killed_runs_and_sends_nothing(
     tmp_path: Path,
 ) -> None:
-    path = PROJECT / "dagster_home" / "dagster.yaml"
-    shutil.copy(path, tmp_path)
-    with instance_in(tmp_path) as instance:
+    with shipped_instance(tmp_path) as instance:
         assert not instance.telemetry_enabled
         assert instance.global_op_concurrency_default_limit == 1
         assert instance.run_retries_enabled
@@ -84,5 +82,5 @@ def test_the_instance_limits_runs_and_pools_retries_killed_runs_and_sends_nothin
         assert not instance.run_retries_retry_on_asset_or_op_failure
         assert instance.run_monitoring_enabled
         assert instance.get_settings("retention")
-    settings = yaml.safe_load(path.read_text())
+    settings = yaml.safe_load((PROJECT / "dagster_home" / "dagster.yaml").read_text())
     assert settings["concurrency"]["runs"]["max_concurrent_runs"] <= 4  # SQLite

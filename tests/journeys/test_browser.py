@@ -54,9 +54,6 @@ def ui(tmp_path: Path, model_cache: Path) -> Iterator[str]:
     settings.write_text(re.sub(r"\n  evaluation: .*", "", settings.read_text()))
     (project / "data").mkdir()
     (project / "data" / "models").symlink_to(model_cache)
-    instance = project / "dagster_home" / "dagster.yaml"
-    if "nux:" not in instance.read_text():
-        instance.write_text(f"{instance.read_text()}\nnux:\n  enabled: false\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

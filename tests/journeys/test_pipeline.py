@@ -31,6 +31,7 @@ from tests.support.fakes import (
     fake_vector,
     word_piece_tokenizer,
 )
+from tests.support.instance import shipped_instance
 from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
 
 BUCKETS = {"partitions": {"by": "bucket", "count": 1}}
@@ -925,9 +926,7 @@ def test_a_range_run_that_fails_late_keeps_what_was_finished_and_resumes(tmp_pat
     ]
     settings = {**YEARS, "partitions": {"by": "year", "start": "2022-01-01"}}
     settings["embedder"] = {"flush_size": 4}  # else one call would have texts of all years
-    instance_folder = tmp_path / "instance"
-    instance_folder.mkdir()
-    with dg.DagsterInstance.local_temp(str(instance_folder)) as instance:
+    with shipped_instance(tmp_path / "instance") as instance:
         broken = _pipeline(tmp_path, records, settings, embedder=_FailsAt(outage_at="d2024-"))
         with pytest.raises(EmbeddingError, match="the model went away"):
             broken.run("2022", "2025", instance=instance)
@@ -1014,8 +1013,7 @@ def test_a_store_that_fails_in_a_late_partition_keeps_earlier_ones_and_resumes(
             super().replace(collection, space, table.to_reader(), **options)
 
     records = [_dated(f"d{year}", f"{year}-03-01") for year in range(2023, 2026)]
-    (tmp_path / "instance").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "instance")) as instance:
+    with shipped_instance(tmp_path / "instance") as instance:
         pipeline = _pipeline(tmp_path, records, YEARS)
         sound = pipeline.resources["vector_store"]
         pipeline.resources["vector_store"] = FailsAt2024(uri=pipeline.store.uri)

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.instance import dagster_home
+
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "nginx.conf"
 HOST = "dagster.example.com"
 SBIN = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/usr/local/sbin"
@@ -160,12 +162,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         "events { worker_connections 64; }\n"
         f"http {{ access_log off;\n{temporary}include {folder}/dagster.conf; }}\n"
     )
-    home = folder / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("DAGSTER")},
-        "DAGSTER_HOME": str(home),
+        "DAGSTER_HOME": str(dagster_home(folder / "home")),
     }
     webserver = [sys.executable, "-m", "dagster_webserver", "--empty-workspace", "-h", "127.0.0.1"]
     commands = {

@@ -14,6 +14,7 @@ from embedding_assets.cli.main import app
 from embedding_assets.operations.plan import Plan, plan
 from resources.embedders.pricing import Price
 from tests.support.fakes import CountingEmbedder
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import Pipeline, numbers, per_partition, write_jsonl
 
 SHARED = "A paragraph that two documents of different buckets have in common."
@@ -101,11 +102,11 @@ def test_a_plan_changes_nothing_and_embeds_nothing(pipeline: Pipeline, tmp_path:
 def test_time_is_told_from_the_speed_of_the_last_runs(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert planned(pipeline, dg.DagsterInstance.ephemeral()).seconds is None
+    assert planned(pipeline, instance_in_memory()).seconds is None
     monkeypatch.setattr(
         "embedding_assets.operations.plan.last_throughputs", lambda *_: [10.0, 20.0, 60.0]
     )
-    found = planned(pipeline, dg.DagsterInstance.ephemeral())
+    found = planned(pipeline, instance_in_memory())
     assert found.seconds == found.tokens / 20
 
 

@@ -17,6 +17,7 @@ from embedding_assets.operations.report_plots import COST, MAX_PNG_BYTES, histor
 from embedding_assets.operations.vector_sample import VectorSample, principal_components, spread
 from embedding_assets.runs.history import by_run, latest_materializations
 from tests.support.fakes import POISON
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
 
 ASSET = dg.AssetKey(["corpus", "embeddings"])
@@ -24,7 +25,7 @@ ASSET = dg.AssetKey(["corpus", "embeddings"])
 
 @pytest.fixture(scope="module")
 def instance() -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         yield instance
 
 
@@ -140,7 +141,7 @@ def test_history_is_read_per_run_without_counting_a_partition_twice(
 
 
 def test_a_partition_recorded_twice_by_one_run_counts_once() -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         for embedded in (1, 2, 3):
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(ASSET, partition="a", metadata={"embedded": embedded})
@@ -152,7 +153,7 @@ def test_a_partition_recorded_twice_by_one_run_counts_once() -> None:
 def test_long_histories_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding_assets.runs.history._RECORDS_PER_QUERY", 7)
     monkeypatch.setattr("embedding_assets.runs.history._PIECES", 5)
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         for number in range(30):
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(ASSET, partition=f"{number}", metadata={"embedded": number})

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dagster as dg
 import pytest
 
 from embedding_assets.runs.progress import Progress
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import Pipeline, write_jsonl
 
 
@@ -111,7 +111,7 @@ def test_a_run_tells_added_changed_unchanged_deleted_and_errors_in_few_lines(
     pipeline.run()
     records[0]["text"] = "Changed."
     write_jsonl(tmp_path / "a.jsonl", [*records[:-2], {"id": "new", "text": "New."}, {"id": "bad"}])
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         result = pipeline.run(instance=instance)
         told = [
             entry.user_message

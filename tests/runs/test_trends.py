@@ -10,6 +10,7 @@ import pytest
 from embedding_assets.runs.history import latest_check_numbers
 from embedding_assets.runs.trends import trend
 from tests.support.fakes import POISON, CountingEmbedder
+from tests.support.instance import instance_in_memory
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
 
 ASSET = dg.AssetKey(["corpus", "embeddings"])
@@ -36,7 +37,7 @@ def errors(rate: float, texts: int = 1000) -> dict[str, float]:
 
 
 def compare(check: str, last: list[dict[str, float]], now: dict[str, float], allowed: float) -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         for numbers in last:
             record(instance, check, numbers)
         return trend(instance, dg.AssetCheckKey(ASSET, check), now, allowed=allowed)

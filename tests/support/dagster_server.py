@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +16,8 @@ from typing import Any
 
 import dagster as dg
 import psutil
-import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.support.instance import PROJECT, dagster_home
 
 _LAUNCH = """
 mutation ($params: LaunchBackfillParams!) {
@@ -51,9 +49,7 @@ class DagsterServer:
     """`dagster-webserver` and `dagster-daemon` with the project's own dagster.yaml."""
 
     def __init__(self, home: Path, module: str, environment: dict[str, str]) -> None:
-        self.home = home
-        home.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", home)
+        self.home = dagster_home(home)
         self._module = module
         self._environment = {
             **os.environ,
@@ -169,15 +165,6 @@ class DagsterServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-
-@contextmanager
-def instance_in(home: Path) -> Iterator[dg.DagsterInstance]:
-    """The instance of a folder with the project's own dagster.yaml."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DAGSTER_HOME", str(home))
-        with dg.DagsterInstance.get() as instance:
-            yield instance
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from resources.embedders.base import Embedder
 from resources.vector_stores.base import row_schema
 from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
+from tests.support.instance import instance_in_memory
 
 ASSETS = Collection.ASSETS
 
@@ -85,7 +86,7 @@ class Pipeline:
     @cached_property
     def _instance(self) -> dg.DagsterInstance:
         """Of this pipeline alone: its checks compare with the runs that are recorded there."""
-        return dg.DagsterInstance.ephemeral()
+        return instance_in_memory()
 
     def run(
         self,

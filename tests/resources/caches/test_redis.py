@@ -39,6 +39,7 @@ from tests.support.caches import (
     vectors,
 )
 from tests.support.fakes import fake_vector
+from tests.support.instance import shipped_instance
 from tests.support.pipeline import Pipeline, numbers, write_jsonl
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.tls_proxy import make_certificate, tls_proxy
@@ -425,8 +426,6 @@ def test_credentials_from_url_or_environment_are_used_and_never_shown(
     with running_redis(password="planted-4711") as server:
         write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "text": "Cats purr."}])
         monkeypatch.setenv("PLANTED_URL", server.url_with_password)
-        (tmp_path / "dagster").mkdir()
-        instance = dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))
         caches = [
             lambda: cache_from_url(server.url_with_password + "?timeout=30"),
             lambda: RedisEmbeddingCache(url=dg.EnvVar("PLANTED_URL"), timeout=PATIENT),
@@ -439,7 +438,8 @@ def test_credentials_from_url_or_environment_are_used_and_never_shown(
             server.client().flushall()
             pipeline = small_pipeline(tmp_path, str(number))
             pipeline.resources["embedding_cache"] = cache = make()
-            result = pipeline.run(instance=instance)
+            with shipped_instance(tmp_path / "dagster") as instance:
+                result = pipeline.run(instance=instance)
             assert numbers(result, "embeddings")["embedded"] == 1
             assert len(server.client().keys("embeddings:vector:*")) == 1 + len(CANARIES)
             shown = [repr(cache), str(cache), json.dumps(cache._resolved_config_dict, default=str)]

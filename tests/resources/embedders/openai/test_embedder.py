@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -35,6 +34,7 @@ from resources.errors import (
 )
 from resources.limits.concurrency import AdaptiveConcurrency
 from tests.support.fakes import fake_vector
+from tests.support.instance import shipped_instance
 from tests.support.openai_server import (
     MODEL,
     Answer,
@@ -805,7 +805,6 @@ def test_a_run_leaves_the_key_nowhere(
     server: OpenAIServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
     home = tmp_path / "dagster"
-    home.mkdir()
     # So long that the sentence made of it is cut within the key.
     echo = (
         "x" * (300 - len("Incorrect API key provided: ") - 10)
@@ -814,7 +813,7 @@ def test_a_run_leaves_the_key_nowhere(
     server.script = [error(500, echo), error(429, echo), server.embeddings, error(401, echo)]
     ours = pipeline(server, tmp_path, max_concurrency=1)
     logging.getLogger("openai").setLevel(logging.DEBUG)
-    with caplog.at_level(logging.DEBUG), dg.DagsterInstance.local_temp(str(home)) as instance:
+    with caplog.at_level(logging.DEBUG), shipped_instance(home) as instance:
         assert not ours.run(instance=instance, raise_on_error=False).success
         assert ours.run(instance=instance).success
         assert len(ours.rows()) == 12
