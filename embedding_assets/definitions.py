@@ -9,16 +9,15 @@ def defs() -> dg.Definitions:
     from embedding_assets.automation.failure_sensor import failure_sensor
     from embedding_assets.collection.environment import read_environment
     from embedding_assets.collection.resources import shared_resources
+    from resources.dagster_instance.executor import one_process_executor
 
     environment = read_environment()
     return dg.Definitions.merge(
         dg.load_from_defs_folder(path_within_project=environment.project),
         benchmark_definitions(model_cache=str(environment.models)),
-        # Steps of a run share one process, so that a model is loaded once; runs are the unit of
-        # parallelism.
         dg.Definitions(
             resources=shared_resources(environment),
             sensors=[failure_sensor()],
-            executor=dg.in_process_executor,
+            executor=one_process_executor,
         ),
     )

@@ -4,14 +4,16 @@ import dagster as dg
 import psutil
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
+from resources.dagster_instance.dead_runs import is_worked_on
+
 
 class WatchedRunLauncher(DefaultRunLauncher):
     """For runs on the machine of the daemon.
 
     A code server reports it when one of its runs is killed. When it is killed with them, as at a
     power loss, nobody does: the run stays "started", and its backfill waits, until
-    `max_runtime_seconds` are over. With this launcher Dagster's run monitoring looks at the process
-    that the run's events name.
+    `max_runtime_seconds` are over. With this launcher Dagster's run monitoring looks whether the
+    run's executor tells that it is at work, or else at the process that the run's events name.
     """
 
     @property
@@ -19,6 +21,10 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        worked_on = is_worked_on(self._instance, run.run_id)
+        if worked_on is not None:
+            status = WorkerStatus.RUNNING if worked_on else WorkerStatus.FAILED
+            return CheckRunHealthResult(status, "" if worked_on else "its process was killed")
         found = self._process(run.run_id)
         if found is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "its process is not known yet")

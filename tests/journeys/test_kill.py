@@ -16,14 +16,15 @@ from pydantic import PrivateAttr
 
 from embedding_assets.embeddings.canaries import CANARIES
 from tests.support.fakes import CountingEmbedder
+from tests.support.instance import shipped_instance
 from tests.support.kill_runner import (
     FIRST,
     FLUSH_SIZE,
     INTERRUPTED,
     LAST,
     Orders,
-    dagster_instance,
     pipeline,
+    run_all,
     run_killed,
 )
 from tests.support.pipeline import Pipeline, checks, numbers, write_jsonl
@@ -111,7 +112,7 @@ def run_and_kill(
 
 
 def recorded(folder: Path, asset: str) -> set[str]:
-    with dagster_instance(folder) as instance:
+    with shipped_instance(folder / "dagster") as instance:
         return instance.get_materialized_partitions(dg.AssetKey(["corpus", asset]))
 
 
@@ -218,8 +219,9 @@ def test_after_kill_9_the_same_command_leaves_what_an_undisturbed_run_leaves(
         assert len(recorded(folder, case.asset)) == finished, point
 
     state = pipeline(folder, world.source)
-    with dagster_instance(folder) as instance:
-        assert all(checks(state.run(FIRST, LAST, instance=instance)).values())
+    with shipped_instance(folder / "dagster") as instance:
+        assert all(checks(run_all(folder, world.source, instance)).values())
+        assert all(run.is_finished for run in instance.get_runs())
     assert state.rows() == world.expected
     embedded = Counter(journal(folder))
     flushes_lost = sum(point[:2] == ["put", "before"] for point in case.points)
@@ -244,7 +246,7 @@ def test_after_sigterm_finished_partitions_are_recorded_and_nothing_is_left_behi
     assert recorded(folder, "deduplicated_chunks") == set(YEARS)
     assert recorded(folder, "embeddings") == {"2020", "2021"}
     assert temporary_files(folder) == []
-    with dagster_instance(folder) as instance:
+    with shipped_instance(folder / "dagster") as instance:
         assert all(run.is_finished for run in instance.get_runs())
     state = pipeline(folder, world.source)
     assert all(checks(state.run(FIRST, LAST)).values())
@@ -275,7 +277,7 @@ def test_after_a_failure_finished_partitions_are_recorded_and_what_was_embedded_
         embedder=BreakingEmbedder(journal=str(folder / "journal"), breaks_after=6),
         settings=whole.collection.model_dump(include={"source", "partitions", "embedder"}),
     )
-    with dagster_instance(folder) as instance:
+    with shipped_instance(folder / "dagster") as instance:
         assert not failing.run(FIRST, LAST, instance=instance, raise_on_error=False).success
     # The canaries and five calls: all that is sorted together with 2020, and half of all texts.
     assert "2020" in recorded(folder, "embeddings") < {"2020", "2021", "2022"}

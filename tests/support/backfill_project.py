@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.collection.collection import Collection
+from resources.dagster_instance.executor import one_process_executor
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline
 
@@ -87,7 +88,7 @@ def definitions() -> dg.Definitions:
     return dg.Definitions(
         assets=[*(own.definitions.assets or []), *empty_assets(own)],
         resources=own.resources,
-        executor=dg.in_process_executor,
+        executor=one_process_executor,
     )
 
 

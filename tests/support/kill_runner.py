@@ -1,6 +1,6 @@
 """Runs a collection's assets over a range of partitions in a process that is killed on the way.
 
-The pipeline is the real one: real files, a real Dagster instance, the fake embedder with a journal.
+All is as it ships, instance and executor too, but for the fake embedder, which keeps a journal.
 """
 
 import multiprocessing
@@ -22,7 +22,8 @@ from resources.artifact_stores.files import FileArtifactStore
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
-from tests.support.pipeline import Pipeline
+from tests.support.instance import shipped_instance
+from tests.support.pipeline import ASSETS, Pipeline
 
 FIRST, LAST = "2020", "2023"
 FLUSH_SIZE = 3
@@ -44,13 +45,26 @@ def pipeline(folder: Path, source: Path) -> Pipeline:
     )
 
 
-@contextmanager
-def dagster_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
-    home = folder / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        yield instance
+def job(folder: str, source: str) -> dg.JobDefinition:
+    """All four assets of `pipeline`."""
+    own = pipeline(Path(folder), Path(source))
+    assets = dg.define_asset_job("all", [dg.AssetKey([own.name, asset]) for asset in ASSETS])
+    return dg.Definitions.merge(own.definitions, dg.Definitions(jobs=[assets])).resolve_job_def(
+        "all"
+    )
+
+
+def run_all(folder: Path, source: Path, instance: dg.DagsterInstance) -> dg.JobExecutionResult:
+    """Runs the assets as Dagster's command line does."""
+    return dg.execute_job(
+        dg.build_reconstructable_job(__name__, "job", (str(folder), str(source))),
+        instance,
+        tags={
+            "dagster/asset_partition_range_start": FIRST,
+            "dagster/asset_partition_range_end": LAST,
+        },
+        run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
+    )
 
 
 def kill_at(point: list[Any], kill: Callable[[], None]) -> None:
@@ -152,8 +166,6 @@ def _run(orders: Orders) -> None:
         # As if each partition were large and took long.
         grouping._PARTITIONS_TOGETHER = 1
         range_run._RECORD_AT_ONCE_AFTER_SECONDS = 0.0
-    with dagster_instance(orders.folder) as instance:
-        result = pipeline(orders.folder, orders.source).run(
-            FIRST, LAST, instance=instance, raise_on_error=False
-        )
-    sys.exit(0 if result.success else INTERRUPTED)
+    with shipped_instance(orders.folder / "dagster") as instance:
+        succeeded = run_all(orders.folder, orders.source, instance).success
+    sys.exit(0 if succeeded else INTERRUPTED)

@@ -22,6 +22,7 @@ from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.artifact_stores.files import FileArtifactStore
 from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.dagster_instance.executor import one_process_executor
 from resources.embedders.base import Embedder
 from resources.vector_stores.base import row_schema
 from resources.vector_stores.lancedb import LanceDBVectorStore
@@ -63,7 +64,7 @@ class Pipeline:
         if self.fallback is not None:
             self.resources[f"{self.name}_fallback"] = self.fallback
         self.definitions = dg.Definitions(
-            assets=definitions.assets, resources=self.resources, executor=dg.in_process_executor
+            assets=definitions.assets, resources=self.resources, executor=one_process_executor
         )
         self.partitions = self.definitions.resolve_assets_def(
             dg.AssetKey([self.name, "documents"])
@@ -172,7 +173,7 @@ def numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
     return total
 
 
-def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+def checks(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, bool]:
     return {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
 
 

@@ -1,0 +1,103 @@
+"""Runs whose process is gone hold nothing: no place in a pool, no status of a run under way."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import dagster as dg
+
+
+@contextmanager
+def working_on(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """While this lasts, other processes can tell that this one is at work on the run.
+
+    It holds the lock of a file in the instance's folder. The system frees the lock of a process
+    that ends, in whatever way, and no process of the same number is taken for it.
+    """
+    record = _folder(instance) / run_id
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with record.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            record.unlink(missing_ok=True)
+
+
+def is_worked_on(instance: dg.DagsterInstance, run_id: str) -> bool | None:
+    """Whether the run's process lives; None if no process tells so in the instance's folder."""
+    try:
+        with (_folder(instance) / run_id).open("r+") as record:
+            return False if _dead(record) else None
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return True
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Reports runs whose process is gone as failed, and frees their places in pools."""
+    for path in _folder(instance).glob("*"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("r+") as record:
+            if process := _dead(record):
+                run = instance.get_run_by_id(path.name)
+                if run is not None and not run.is_finished:
+                    instance.report_run_failed(run, f"Its process {process} was killed.")
+                instance.event_log_storage.free_concurrency_slots_for_run(path.name)
+                path.unlink()  # last: whoever is killed before leaves all this to the next
+
+
+def free_places_of_finished_runs(instance: dg.DagsterInstance, pool: str) -> None:
+    """Frees what runs that were cancelled or reported as failed still hold."""
+    info = instance.event_log_storage.get_concurrency_info(pool)
+    for run_id in {place.run_id for place in (*info.claimed_slots, *info.pending_steps)}:
+        run = instance.get_run_by_id(run_id)
+        if (run is None or run.is_finished) and not is_worked_on(instance, run_id):
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+def holders(instance: dg.DagsterInstance, pool: str) -> list[str]:
+    """For whom one waits, since when, and how to end it; one sentence for each run."""
+    places = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
+    return [_holder(instance, run_id) for run_id in sorted({place.run_id for place in places})]
+
+
+def _holder(instance: dg.DagsterInstance, run_id: str) -> str:
+    record = instance.get_run_record_by_id(run_id)
+    since = ""
+    if record is not None and record.start_time is not None:
+        since = f" since {datetime.fromtimestamp(record.start_time):%Y-%m-%d %H:%M:%S}"
+    with suppress(FileNotFoundError):
+        process = (_folder(instance) / run_id).read_text()
+        return (
+            f"run {run_id}, under way{since} in process {process}; to end it, terminate it in "
+            f"Dagster's UI or `kill` that process"
+        )
+    return (
+        f"run {run_id}, under way{since}, of which no process is known on this machine; if it is "
+        "gone, terminate the run in Dagster's UI, which frees its place"
+    )
+
+
+def _folder(instance: dg.DagsterInstance) -> Path:
+    return Path(instance.root_directory) / "runs_under_way"
+
+
+def _dead(record: TextIO) -> str:
+    """What a record says of a process that is gone; "" if the process begins, or ended in order.
+
+    Raises:
+        BlockingIOError: the process lives.
+        FileNotFoundError: the process ended in order.
+    """
+    fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(record.fileno()), Path(record.name).stat()):
+        return ""
+    return record.read()
