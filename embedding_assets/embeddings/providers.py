@@ -30,7 +30,7 @@ class Providers:
         self.failure: EmbeddingError | None = None
         self._settings = settings
         self._log = log
-        self._proven_same = False
+        self._verified_same = False
 
     @property
     def space(self) -> EmbeddingSpace:
@@ -64,7 +64,7 @@ class Providers:
         """The fallback, if it computes vectors of the primary's space, and has proved it."""
         if self.fallback is None or self._settings is None or not self._settings.same_space:
             return None
-        if not self._proven_same:
+        if not self._verified_same:
             self.canaries.verify_same_space(self.fallback, self.primary.space)
-            self._proven_same = True
+            self._verified_same = True
         return self.fallback

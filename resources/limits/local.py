@@ -71,7 +71,7 @@ class LocalRateLimiter(RateLimiter):
 
 @dataclass
 class _State:
-    """What is known of a budget. `_LUA` is the same in Redis: change both.
+    """What is known of a budget. `_LUA` is the same in Redis; a test asks both the same.
 
     Attributes:
         slots: requests and tokens that ended, by number of the slot of time.

@@ -198,11 +198,11 @@ class RedisRateLimiter(RateLimiter):
 
     def _alone(self, ask: dict[str, Any]) -> Answer:
         with self._state_lock:
-            told = ask.get("learn", (0, 0))
+            reported = ask.get("learn", (0, 0))
             own = (self._limits.requests or 0, self._limits.tokens or 0)
             limits = [
                 min(filter(None, (mine, new or seen)), default=0)
-                for seen, mine, new in zip(self._limits_seen, own, told, strict=True)
+                for seen, mine, new in zip(self._limits_seen, own, reported, strict=True)
             ]
             self._limits_seen = (limits[0], limits[1])
         share = [max(1, math.floor(limit / self._machines)) if limit else 0 for limit in limits]

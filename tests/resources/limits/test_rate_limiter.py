@@ -182,9 +182,14 @@ def test_redis_and_file_take_the_same_steps(redis_server: RedisServer, tmp_path:
     grants = 0
     for number in range(400):
         ask: dict[str, Any] = {"limits": [20, 900], "window": 1000.0, "jitter": 0.5}
-        kind = generator.choice(["acquire", "acquire", "settle", "learn", "remaining"])
+        kind = generator.choice(["acquire", "acquire", "again", "settle", "learn", "remaining"])
         if kind == "acquire":
             ask["acquire"] = [str(number), generator.randint(1, 130)]
+            ask["lease"] = generator.choice(
+                [1000.0, 1000.0, 0.0]
+            )  # 0: it ends before the next step
+        elif kind == "again" and granted:  # the answer was lost
+            ask["acquire"] = [granted[-1], generator.randint(1, 130)]
         elif kind == "settle" and granted:
             ask["settle"] = [granted.pop(0), generator.randint(1, 100)]
         elif kind == "learn":
@@ -198,10 +203,15 @@ def test_redis_and_file_take_the_same_steps(redis_server: RedisServer, tmp_path:
         ours = state.step(time.time(), limiter._complete(ask))
         theirs = limiter._step(ask)
         assert (ours.wait, ours.used, ours.limits) == (theirs.wait, theirs.used, theirs.limits)
-        if "acquire" in ask and ours.wait == 0:
+        if kind == "acquire" and ours.wait == 0:
             granted.append(str(number))
             grants += 1
     assert grants > 20
+    for ask in ({"pause": 500.0}, {"acquire": ["paused", 1]}, {"acquire": ["never", 1001]}):
+        ask |= {"limits": [20, 900], "learn": [20, 1000]}
+        ours, theirs = state.step(time.time(), limiter._complete(ask)), limiter._step(ask)
+        assert theirs.wait == pytest.approx(ours.wait, abs=5)
+        assert theirs.paused == pytest.approx(ours.paused, abs=5)
 
 
 # --- Files ----------------------------------------------------------------------------------------
