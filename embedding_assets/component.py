@@ -1,7 +1,8 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
 import dagster as dg
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
 
 from embedding_assets.automation import automation
 from embedding_assets.collection.collection import Collection, CollectionResources
@@ -89,11 +90,17 @@ def load_collections() -> list[tuple[CollectionSettings, CollectionResources]]:
     """The project's collections, sorted by name, and their resources for use outside of Dagster.
 
     Raises:
-        Exception: Dagster's own, naming file and field, if a YAML file is wrong.
+        InvalidInputError: a YAML file is wrong; it names file and field.
     """
     environment = read_environment()
     tree = dg.ComponentTree.for_project(environment.project)
-    components = tree.get_all_components(of_type=EmbeddingCollection)
+    try:
+        components = tree.get_all_components(of_type=EmbeddingCollection)
+    except Exception as error:
+        for cause in (error.__cause__, error):
+            if isinstance(cause, ValidationError | InvalidInputError | YAMLError):
+                raise InvalidInputError(f"A collection's settings are wrong: {cause}") from error
+        raise
     shared = shared_resources(environment)
     loaded = []
     for settings in sorted((c.settings for c in components), key=lambda s: s.name):

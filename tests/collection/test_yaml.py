@@ -8,9 +8,12 @@ import dagster as dg
 import pytest
 import yaml
 
+from embedding_assets import component
+from embedding_assets.collection.environment import read_environment
 from embedding_assets.collection.resources import shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import EmbeddingCollection
+from resources.errors import InvalidInputError
 
 _NUMBERS = itertools.count()
 
@@ -155,6 +158,27 @@ def test_a_wrong_setting_is_told_with_file_field_and_what_was_expected(
     assert "defs.yaml" in message
     for part in expected:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("attributes", "sentence"),
+    [
+        ({**MINIMAL, "nmae": "x"}, r"nmae at .*defs\.yaml:3"),
+        ("type: embedding_assets.EmbeddingCollection\nattributes: [", r"defs\.yaml\", line 2"),
+        (None, "at least the attributes 'name' and 'source.path'"),
+    ],
+)
+def test_outside_of_dagster_wrong_settings_are_a_mistake_of_the_user(
+    project: Project,
+    attributes: str | dict[str, Any] | None,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project.write(attributes)
+    environment = read_environment().model_copy(update={"project": project.folder})
+    monkeypatch.setattr(component, "read_environment", lambda *_: environment)
+    with pytest.raises(InvalidInputError, match=sentence):
+        component.load_collections()
 
 
 @pytest.mark.parametrize("attributes", [None, {}, {"name": "docs"}, {"source": {"path": "x"}}])
