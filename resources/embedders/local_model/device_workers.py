@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resources.embedders.base import EmbeddingBatch
-from resources.embedders.local_model.failures import from_message, to_message
+from resources.embedders.local_model.library_errors import from_message, to_message
 from resources.embedders.local_model.model_files import ModelFiles
 from resources.embedders.local_model.packed_engine import IN_FLIGHT
 from resources.embedders.local_model.token_batches import TokenizedTexts, TokenizerPool

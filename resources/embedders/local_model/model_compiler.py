@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from resources.embedders.local_model.failures import failure, to_message
+from resources.embedders.local_model.library_errors import failure, to_message
 from resources.embedders.local_model.model_files import ModelFiles, write_json
 from resources.embedders.local_model.token_batches import TextTokenizer
 from resources.errors import ModelError

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from resources.embedders.base import EmbeddingBatch
 from resources.embedders.cosine import MIN_COSINE, least_cosine
-from resources.embedders.local_model.failures import failure, from_message
+from resources.embedders.local_model.library_errors import failure, from_message
 from resources.embedders.local_model.model_compiler import (
     MODEL_FILE,
     REFERENCE_FILE,

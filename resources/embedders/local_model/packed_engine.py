@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from resources.embedders.local_model.failures import failure, out_of_memory
+from resources.embedders.local_model.library_errors import failure, out_of_memory
 from resources.embedders.local_model.packed_attention import PackedModel
 from resources.embedders.local_model.token_batches import TokenizedTexts
 from resources.embedders.local_model.token_budget import TokenBudget

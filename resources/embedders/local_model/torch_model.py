@@ -10,7 +10,7 @@ import numpy as np
 
 from resources.embedders.base import EmbeddingBatch
 from resources.embedders.cosine import MIN_COSINE
-from resources.embedders.local_model.failures import failure, out_of_memory
+from resources.embedders.local_model.library_errors import failure, out_of_memory
 from resources.embedders.local_model.model_compiler import (
     REFERENCE_TEXTS,
     UnsupportedModelError,
