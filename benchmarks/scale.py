@@ -79,6 +79,8 @@ def fake_embedder() -> Any:
     pool /= np.linalg.norm(pool, axis=1, keepdims=True)
 
     class PoolEmbedder(CountingEmbedder):
+        """Gives each text one vector of the pool, chosen by its checksum."""
+
         def embed(self, texts: Sequence[str], role: Any = "document") -> EmbeddingBatch:
             del role
             rows = [zlib.crc32(text.encode()) % _POOL for text in texts]

@@ -22,9 +22,11 @@ class MissingPackageError(InvalidInputError, ImportError):
     """What was asked for needs packages that are not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        """Args:
-        what: that needs them.
-        extra: of this project, which brings them.
+        """Names the extra to install.
+
+        Args:
+            what: that needs them.
+            extra: of this project, which brings them.
         """
         super().__init__(
             f"{what} needs packages that are not installed: pip install 'embedding-assets[{extra}]'"

@@ -107,6 +107,8 @@ class LocalEmbedder(LocalSettings, Embedder):
 
 @dataclass(frozen=True)
 class _LoadedModel:
+    """A loaded model, and how it came to be loaded so, in words."""
+
     model: OpenVINOModel | TorchModel | DeviceWorkers
     note: str
 

@@ -86,11 +86,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """Attributes:
-    wait: 0 if granted, -1 if it never can be, else seconds after which to ask again.
-    used: requests and tokens, in flight and in the last window.
-    limits: in force for requests and tokens; 0 for none.
-    paused: seconds for which nothing is sent.
+    """How the limiter answers whoever asks to send a request.
+
+    Attributes:
+        wait: 0 if granted, -1 if it never can be, else seconds after which to ask again.
+        used: requests and tokens, in flight and in the last window.
+        limits: in force for requests and tokens; 0 for none.
+        paused: seconds for which nothing is sent.
     """
 
     wait: float
@@ -104,15 +106,18 @@ def _limits(answer: Answer) -> Limits:
 
 
 class RateLimiter(ABC):
-    """May be used from several threads."""
+    """Shares a provider's limits among all who send requests with one key; safe between threads."""
 
     def __init__(
         self, limits: Limits = NO_LIMITS, *, window: float = 60.0, lease: float = 120.0
     ) -> None:
-        """Args:
-        limits: of this key; those that the provider tells hold too, the lower ones win.
-        window: seconds for which the limits are meant.
-        lease: seconds after which a request counts as ended that a killed process did not settle.
+        """Starts with the given limits; it may learn others.
+
+        Args:
+            limits: of this key; those that the provider tells hold too, the lower ones win.
+            window: seconds for which the limits are meant.
+            lease: seconds after which a request that nobody settled counts as ended: its process
+                was killed.
         """
         if window <= 0 or lease <= 0:
             raise ValueError(f"window and lease must be positive, got {window} and {lease} s")

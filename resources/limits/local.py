@@ -30,11 +30,13 @@ class LocalRateLimiter(RateLimiter):
         window: float = 60.0,
         lease: float = 120.0,
     ) -> None:
-        """Args:
-        path: the file; its folder is made. All processes with the same key name the same one.
-        limits: see `RateLimiter`.
-        window: see `RateLimiter`.
-        lease: see `RateLimiter`.
+        """Shares the limits with all processes that use the same file.
+
+        Args:
+            path: the file; its folder is made. All processes with the same key name the same one.
+            limits: see `RateLimiter`.
+            window: see `RateLimiter`.
+            lease: see `RateLimiter`.
         """
         super().__init__(limits, window=window, lease=lease)
         self._path = path

@@ -121,15 +121,17 @@ class RedisRateLimiter(RateLimiter):
         window: float = 60.0,
         lease: float = 120.0,
     ) -> None:
-        """Args:
-        url: redis://host:6379/0, rediss://… or unix://…
-        key: of the budget in Redis.
-        fallback: file of the machine's share, see `LocalRateLimiter`.
-        limits: see `RateLimiter`.
-        machines: by how many the limits are divided while Redis is away.
-        timeout: seconds for one command.
-        window: see `RateLimiter`.
-        lease: see `RateLimiter`.
+        """Shares the limits with all machines that use the same key of the server.
+
+        Args:
+            url: redis://host:6379/0, rediss://… or unix://…
+            key: of the budget in Redis.
+            fallback: file of the machine's share, see `LocalRateLimiter`.
+            limits: see `RateLimiter`.
+            machines: by how many the limits are divided while Redis is away.
+            timeout: seconds for one command.
+            window: see `RateLimiter`.
+            lease: see `RateLimiter`.
         """
         super().__init__(limits, window=window, lease=lease)
         if machines < 1:

@@ -125,9 +125,11 @@ class DeviceWorkers:
     """
 
     def __init__(self, settings: WorkerSettings, devices: Mapping[str, Mapping[str, str]]) -> None:
-        """Args:
-        settings: what each worker loads.
-        devices: a name for people of each device, and the environment variables that select it.
+        """Starts one process for each device, and waits until all have loaded the model.
+
+        Args:
+            settings: what each worker loads.
+            devices: a name for people of each device, and the environment variables that select it.
 
         Raises:
             EmbeddingError: a worker could not load the model (the error names its device), or there
@@ -153,9 +155,11 @@ class DeviceWorkers:
             raise
 
     def embed(self, texts: Sequence[str], prompt: str = "") -> EmbeddingBatch:
-        """Raises:
-        EmbeddingError: as `TorchModel.embed`; or the process died, and the next call
-            starts another.
+        """Embeds the texts on the least busy device, in one call.
+
+        Raises:
+            EmbeddingError: as `TorchModel.embed`; or the process died, and the next call
+                starts another.
         """
         tokenized = self._tokenizers.tokenize(texts, prompt)
         worker = self._least_busy(len(tokenized.tokens))
@@ -246,8 +250,10 @@ class _Worker:
         self._send(settings.to_message(), [])
 
     def wait_until_ready(self) -> None:
-        """Raises:
-        EmbeddingError: the model cannot be loaded, or the process died.
+        """Returns when the process has loaded the model.
+
+        Raises:
+            EmbeddingError: the model cannot be loaded, or the process died.
         """
         header, _ = self._ready.result()
         self._raise_if_failed(header)

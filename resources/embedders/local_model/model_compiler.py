@@ -210,6 +210,8 @@ def _convert(model: Any, folder: Path) -> list[str]:
         raise UnsupportedModelError("its pooling leaves the prompt's tokens out")
 
     class SentenceEmbedding(torch.nn.Module):
+        """The model with its inputs by position, and the sentence's vector as its one output."""
+
         def __init__(self) -> None:
             super().__init__()
             self.model = model

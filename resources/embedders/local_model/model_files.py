@@ -168,8 +168,10 @@ class FileHashes:
     """
 
     def __init__(self, path: Path) -> None:
-        """Args:
-        path: a small JSON file; losing it costs nothing but time.
+        """Remembers hashes in a file.
+
+        Args:
+            path: a small JSON file; losing it costs nothing but time.
         """
         self._path = path
 
@@ -241,8 +243,10 @@ class ModelFiles:
     query_prompt: str | None = None
 
     def space(self, hashes: FileHashes) -> EmbeddingSpace:
-        """Raises:
-        EmbeddingError: a file is missing, broken or asks for code of the model's own.
+        """The embedding space of the model's vectors.
+
+        Raises:
+            EmbeddingError: a file is missing, broken or asks for code of the model's own.
         """
         return EmbeddingSpace(
             provider="sentence-transformers",
@@ -291,7 +295,7 @@ class ModelFiles:
 
     @cached_property
     def token_limit(self) -> int:
-        """Most tokens of an input, special tokens included."""
+        """Maximum number of tokens of an input, special tokens included."""
         config = self._transformer_config
         positions = config.get("max_position_embeddings", -1)
         if positions > 0 and config.get("model_type") in _OFFSET_POSITIONS:

@@ -157,10 +157,12 @@ class SelfCheck:
 
 
 def check_vectors(precision: str, vectors: np.ndarray, reference: np.ndarray) -> SelfCheck:
-    """Args:
-    precision: the precision of `vectors`.
-    vectors: shape (n, dimension), float32.
-    reference: shape (n, dimension or more), float32; by sentence-transformers in fp32.
+    """Compares vectors with those of sentence-transformers, by direction and by length.
+
+    Args:
+        precision: the precision of `vectors`.
+        vectors: shape (n, dimension), float32.
+        reference: shape (n, dimension or more), float32; by sentence-transformers in fp32.
     """
     reference = reference[:, : vectors.shape[1]]
     norms = np.linalg.norm(reference, axis=1)
@@ -187,12 +189,14 @@ class OpenVINOModel:
         precision: Precision,
         batch_tokens: int,
     ) -> None:
-        """Args:
-        folder: from `compiled_model`.
-        files: the model's files.
-        space: the embedding space of the vectors.
-        precision: the arithmetic.
-        batch_tokens: most tokens of a batch, padding included.
+        """Reads the compiled model and compiles it for this machine's processor.
+
+        Args:
+            folder: from `compiled_model`.
+            files: the model's files.
+            space: the embedding space of the vectors.
+            precision: the arithmetic.
+            batch_tokens: maximum number of tokens of a batch, padding included.
 
         Raises:
             EmbeddingError: the folder is damaged.
@@ -230,8 +234,10 @@ class OpenVINOModel:
             raise failure(error, what, ModelError) from error
 
     def embed(self, texts: Sequence[str], prompt: str = "") -> EmbeddingBatch:
-        """Raises:
-        EmbeddingError: a text cannot be tokenized, or OpenVINO failed.
+        """Embeds the texts, each with the prompt before it.
+
+        Raises:
+            EmbeddingError: a text cannot be tokenized, or OpenVINO failed.
         """
         with self._tokenizing:
             tokenized = self._tokens.tokenize(texts, prompt)
@@ -348,7 +354,7 @@ def load_openvino_model(
         space: the embedding space of the vectors.
         cache: the folder of compiled models.
         precision: "auto" takes bf16 where the processor has it and it is faster.
-        batch_tokens: most tokens of a batch, padding included.
+        batch_tokens: maximum number of tokens of a batch, padding included.
 
     Returns:
         The model, and notes on how it was chosen and checked.

@@ -65,9 +65,11 @@ class PackedModel:
     """A SentenceTransformer whose transformer runs packed; its other modules run as they are."""
 
     def __init__(self, model: Any, tokens: TextTokenizer) -> None:
-        """Args:
-        model: a SentenceTransformer; it no longer takes padded batches afterwards.
-        tokens: gives the type ids of special tokens.
+        """Puts packed attention into the model's layers.
+
+        Args:
+            model: a SentenceTransformer; it no longer takes padded batches afterwards.
+            tokens: gives the type ids of special tokens.
 
         Raises:
             UnsupportedModelError: this kind of model cannot be packed.
@@ -115,10 +117,12 @@ class PackedModel:
         return np.stack(rows), starts
 
     def forward(self, inputs: Any, starts: Any, lengths: np.ndarray) -> Any:
-        """Args:
-        inputs: from `inputs`, on the device.
-        starts: from `inputs`, on the device.
-        lengths: shape (n,), on the host: nothing here waits for the device.
+        """Gives the vectors of a batch of packed texts.
+
+        Args:
+            inputs: from `inputs`, on the device.
+            starts: from `inputs`, on the device.
+            lengths: shape (n,), on the host: nothing here waits for the device.
 
         Returns:
             A tensor on the device: shape (n, dimension before truncation), float32.

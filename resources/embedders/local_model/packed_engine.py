@@ -35,11 +35,13 @@ class PackedEngine:
     def __init__(
         self, model: PackedModel, device: str, dimension: int, budget: TokenBudget
     ) -> None:
-        """Args:
-        model: the model, on the device.
-        device: "cuda", or "cpu" for tests.
-        dimension: values kept of each vector.
-        budget: most tokens of a batch.
+        """Prepares streams and buffers on the device.
+
+        Args:
+            model: the model, on the device.
+            device: "cuda", or "cpu" for tests.
+            dimension: values kept of each vector.
+            budget: maximum number of tokens of a batch.
         """
         import torch
 
@@ -54,7 +56,9 @@ class PackedEngine:
             self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
 
     def embed(self, texts: TokenizedTexts) -> np.ndarray:
-        """Returns:
+        """Embeds tokenized texts, the longest first.
+
+        Returns:
             Shape (n, dimension), float32, in the order of the texts; a text without a token gets
             the zero vector.
 

@@ -39,13 +39,15 @@ class TokenizedTexts:
 
 
 class TextTokenizer:
-    """Not safe for use by two threads at a time."""
+    """Tokenizes texts and puts special tokens around them; for one thread at a time."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, truncation_side: str) -> None:
-        """Args:
-        tokenizer: without truncation and padding.
-        max_tokens: the model's limit, special tokens included.
-        truncation_side: "right" or "left"; which end of a long text is cut off.
+        """Learns from the tokenizer which special tokens go around a text.
+
+        Args:
+            tokenizer: without truncation and padding.
+            max_tokens: the model's limit, special tokens included.
+            truncation_side: "right" or "left"; which end of a long text is cut off.
         """
         self._tokenizer = tokenizer
         self._truncation_side = truncation_side
@@ -65,8 +67,10 @@ class TextTokenizer:
         self._room = max_tokens - len(self._prefix) - len(self._suffix)
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
-        """Raises:
-        EmbeddingError: a text cannot be tokenized, for example for a lone surrogate in it.
+        """Tokenizes the texts, each with the prompt before it, and cuts those that are too long.
+
+        Raises:
+            EmbeddingError: a text cannot be tokenized, for example for a lone surrogate in it.
         """
         inputs = [prompt + text for text in texts] if prompt else list(texts)
         try:
@@ -148,16 +152,20 @@ class TokenizerPool:
     def __init__(
         self, new_tokenizer: Callable[[], Tokenizer], max_tokens: int, truncation_side: str
     ) -> None:
-        """Args:
-        new_tokenizer: makes one that nobody else uses.
-        max_tokens, truncation_side: as in `TextTokenizer`.
+        """Makes tokenizers as threads need them.
+
+        Args:
+            new_tokenizer: makes one that nobody else uses.
+            max_tokens, truncation_side: as in `TextTokenizer`.
         """
         self._new = lambda: TextTokenizer(new_tokenizer(), max_tokens, truncation_side)
         self._idle: queue.LifoQueue[TextTokenizer] = queue.LifoQueue()
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
-        """Raises:
-        EmbeddingError: a text cannot be tokenized.
+        """Tokenizes as `TextTokenizer` does, with a tokenizer that no other thread uses meanwhile.
+
+        Raises:
+            EmbeddingError: a text cannot be tokenized.
         """
         try:
             tokenizer = self._idle.get_nowait()

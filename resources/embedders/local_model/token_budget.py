@@ -16,11 +16,13 @@ PATIENCE = 32
 
 
 class TokenBudget:
-    """Most tokens of a batch. Not safe for use by two threads at a time."""
+    """How many tokens a batch may have; for one thread at a time."""
 
     def __init__(self, ceiling: int) -> None:
-        """Args:
-        ceiling: where it starts, and the most it ever is.
+        """Starts at the ceiling.
+
+        Args:
+            ceiling: where it starts, and the most it ever is.
         """
         self.ceiling = ceiling
         self.tokens = ceiling
@@ -78,10 +80,12 @@ def search_budget(
 
 
 def remembered_budget(path: Path | None, key: str, search: Callable[[], int]) -> int:
-    """Args:
-    path: a JSON file of budgets; None remembers nothing.
-    key: names the device, the model and the precision.
-    search: finds the budget where the file has none.
+    """The budget that the file has for a key; where it has none, one is searched and written down.
+
+    Args:
+        path: a JSON file of budgets; None remembers nothing.
+        key: names the device, the model and the precision.
+        search: finds the budget where the file has none.
     """
     known = _read(path)
     if not isinstance(known.get(key), int) or known[key] < 1:

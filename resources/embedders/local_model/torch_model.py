@@ -63,15 +63,18 @@ class TorchModel:
         cache: Path | None = None,
         packed: bool | None = None,
     ) -> None:
-        """Args:
-        files: the model's files.
-        space: the embedding space of the vectors.
-        device: "cpu", "cuda" or "mps".
-        precision: "fp32", "bf16", "fp16", or "auto": on CUDA the first of fp16, bf16 and fp32
-            that passes the self-check, elsewhere fp32.
-        batch_tokens: most tokens of a batch, padding included; None finds it on CUDA.
-        cache: the folder that remembers what was found; None remembers nothing.
-        packed: whether to try to do without padding; None: on CUDA.
+        """Loads the model onto the device, in a precision that passes the self-check.
+
+        Args:
+            files: the model's files.
+            space: the embedding space of the vectors.
+            device: "cpu", "cuda" or "mps".
+            precision: "fp32", "bf16", "fp16", or "auto": on CUDA the first of fp16, bf16 and fp32
+                that passes the self-check, elsewhere fp32.
+            batch_tokens: maximum number of tokens of a batch, padding included; None finds it on
+                CUDA.
+            cache: the folder that remembers what was found; None remembers nothing.
+            packed: whether to try to do without padding; None: on CUDA.
 
         Raises:
             EmbeddingError: the model cannot be loaded, or deviates in this precision.
@@ -102,9 +105,11 @@ class TorchModel:
             self._engine.budget = self._budget
 
     def embed(self, texts: Sequence[str], prompt: str = "") -> EmbeddingBatch:
-        """Raises:
-        EmbeddingError: a text cannot be tokenized, torch failed, or one text alone does not fit
-            in memory.
+        """Embeds the texts, each with the prompt before it.
+
+        Raises:
+            EmbeddingError: a text cannot be tokenized, torch failed, or one text alone does not fit
+                in memory.
         """
         tokenized = self._tokenizers.tokenize(texts, prompt)
         vectors = self.embed_tokenized(texts, prompt, tokenized)
@@ -113,10 +118,12 @@ class TorchModel:
     def embed_tokenized(
         self, texts: Sequence[str], prompt: str, tokenized: TokenizedTexts
     ) -> np.ndarray:
-        """Args:
-        texts: n texts.
-        prompt: goes before each.
-        tokenized: of these texts with this prompt.
+        """Embeds texts that are tokenized already.
+
+        Args:
+            texts: n texts.
+            prompt: goes before each.
+            tokenized: of these texts with this prompt.
 
         Returns:
             Shape (n, dimension), float32.

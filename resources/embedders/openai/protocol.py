@@ -51,9 +51,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Attributes:
-    vectors: shape (n, dimension), float32, in the order of the texts.
-    tokens: that the server charges for; None where it does not say.
+    """The vectors of a whole answer, and what they cost.
+
+    Attributes:
+        vectors: shape (n, dimension), float32, in the order of the texts.
+        tokens: that the server charges for; None where it does not say.
     """
 
     vectors: np.ndarray
