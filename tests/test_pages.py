@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md leads to files that exist, and says how few of them a change touches."""
+"""The pages lead to files that exist, and CONTRIBUTING.md says how few of them a change touches."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,18 @@ def test_every_file_that_it_names_exists_unless_it_is_new() -> None:
     named = named_files(PAGE)
     assert len(named) > 30
     assert {path for path, new in named.items() if (PROJECT / path).exists() == new} == set()
+
+
+PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_every_file_of_code_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = {page.parent / link for link in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", text)}
+    named = {PROJECT / path for path, new in named_files(text).items() if not new}
+    code = {path for path in named if path.suffix == ".py"}
+    assert {path for path in links | code if not path.exists()} == set()
 
 
 def test_it_walks_through_five_changes() -> None:
