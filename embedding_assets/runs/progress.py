@@ -62,7 +62,7 @@ class Progress:
             seconds = max(time.monotonic() - self._started, 1e-9)
             rate = self.done / seconds
             self._log.info(
-                f"{self.done:,} {self._what} in {seconds:,.1f} s, {rate:,.0f}/s" + self._told()
+                f"{self.done:,} {self._what} in {seconds:,.1f} s, {rate:,.0f}/s" + self._details()
             )
 
     def _line(self, now: float) -> str:
@@ -78,7 +78,7 @@ class Progress:
         line += f", {(self.done - done_before) / (now - before):,.0f}/s"
         if share:
             line += f", {(now - self._started) * (1 - share) / share:,.0f} s left"
-        return line + self._told()
+        return line + self._details()
 
     def _share(self) -> float:
         """How much is done, from 0 to 1; 0 if that is not known."""
@@ -90,11 +90,11 @@ class Progress:
         before = self._begun - self._under_way
         return (before + self._under_way * min(1.0, within)) / self._partitions
 
-    def _told(self) -> str:
-        told = [f"{count:,} {name}" for name, count in self._counts.items()]
+    def _details(self) -> str:
+        details = [f"{count:,} {name}" for name, count in self._counts.items()]
         if "cached" in self._counts and self.done:
-            told.append(f"hit rate {self._counts['cached'] / self.done:.0%}")
-        return f": {', '.join(told)}" if told else ""
+            details.append(f"hit rate {self._counts['cached'] / self.done:.0%}")
+        return f": {', '.join(details)}" if details else ""
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Failure:
     """Why there are no vectors, and what helps.
 
     Attributes:
@@ -81,7 +81,7 @@ class Refusal:
     seconds: float | None = None
 
 
-def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refusal:
+def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Failure:
     """Checks an answer against the request.
 
     Args:
@@ -93,17 +93,17 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
     content = _json(reply.body)
     error = content.get("error") if isinstance(content, dict) else None
     if reply.status >= 400 or error:
-        return _refusal(reply, error)
+        return _failure(reply, error)
     if not isinstance(content, dict):
         excerpt = reply.quoted(reply.body, 80)
-        return Refusal(
+        return Failure(
             "retry",
             EmbedderUnavailableError,
             f"The answer is no JSON object but begins with {excerpt!r}",
         )
     answered = content.get("model")
     if answered and not _same_model(model, str(answered)):
-        return Refusal(
+        return Failure(
             "stop",
             ModelError,
             f"Asked for model {model!r}, but the server answers with "
@@ -111,9 +111,9 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Refu
         )
     found = _vectors(content.get("data"), texts)
     if isinstance(found, str):
-        return Refusal("retry or split", TextError, found)
+        return Failure("retry or split", TextError, found)
     if lengths := {len(vector) for vector in found} - {dimension}:
-        return Refusal(
+        return Failure(
             "stop",
             ModelError,
             f"Expected vectors of {dimension} numbers, but the server answers with "
@@ -157,7 +157,7 @@ def wait_asked_for(headers: Mapping[str, str]) -> float | None:
     return max(waits, default=None)
 
 
-def _refusal(reply: Reply, error: Any) -> Refusal:
+def _failure(reply: Reply, error: Any) -> Failure:
     detail = error if isinstance(error, dict) else {"message": error}
     code, kind, param = (str(detail.get(key) or "") for key in ("code", "type", "param"))
     message = reply.quoted(detail.get("message") or reply.body, 300)
@@ -167,29 +167,29 @@ def _refusal(reply: Reply, error: Any) -> Refusal:
     if status < 400:  # an error inside a 200
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
     if "insufficient_quota" in (code, kind) or "billing_hard_limit_reached" in (code, kind):
-        return Refusal(
+        return Failure(
             "stop",
             EmbedderUnavailableError,
             f"The account's quota is used up ({said}). Raise it with the provider, then run again",
         )
     if status in (401, 403) or "invalid_api_key" in (code, kind):
-        return Refusal("stop", CredentialsError, f"The server does not accept the key ({said})")
+        return Failure("stop", CredentialsError, f"The server does not accept the key ({said})")
     if status == 404 or "model_not_found" in (code, kind):
-        return Refusal("stop", ModelError, f"The server does not know this model or URL ({said})")
+        return Failure("stop", ModelError, f"The server does not know this model or URL ({said})")
     if status == 429 or code == "rate_limit_exceeded" or kind == "rate_limit_error":
-        return Refusal(
+        return Failure(
             "pause",
             EmbedderUnavailableError,
             f"The server's rate limit is reached ({said})",
             seconds,
         )
     if param in ("model", "dimensions", "encoding_format", "user"):
-        return Refusal("stop", SettingsError, f"The server does not accept '{param}' ({said})")
+        return Failure("stop", SettingsError, f"The server does not accept '{param}' ({said})")
     if status in (400, 413, 422) or kind == "invalid_request_error":
-        return Refusal("split", TextError, f"The server refuses the request ({said})")
+        return Failure("split", TextError, f"The server refuses the request ({said})")
     if status in (0, 408, 409, 425) or status >= 500:
-        return Refusal("retry", EmbedderUnavailableError, f"The server fails ({said})", seconds)
-    return Refusal("stop", EmbedderUnavailableError, f"The server refuses the request ({said})")
+        return Failure("retry", EmbedderUnavailableError, f"The server fails ({said})", seconds)
+    return Failure("stop", EmbedderUnavailableError, f"The server refuses the request ({said})")
 
 
 def _json(body: bytes) -> Any:

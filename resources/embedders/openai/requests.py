@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from resources.embedders.openai.client import OpenAIClient
-from resources.embedders.openai.protocol import Refusal, Reply, Vectors, read, reported_limits
+from resources.embedders.openai.protocol import Failure, Reply, Vectors, read, reported_limits
 from resources.embedders.openai.settings import OpenAISettings
 from resources.embedders.pricing import FREE, Budget, Price, price_of, prices_file
 from resources.errors import (
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 class _Attempt:
     """What one request brought, which one it was, and what it cost."""
 
-    found: Vectors | Refusal
+    found: Vectors | Failure
     number: int
     dollars: float
 
@@ -133,12 +133,12 @@ class Requests:
             error.dollars += spent
             raise
 
-    def _delay(self, refusal: Refusal, failures: int) -> float:
+    def _delay(self, failure: Failure, failures: int) -> float:
         """Seconds until the next attempt."""
         shortest = self._settings.retry_delay
         # Full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter", 2015.
         longest = min(_LONGEST_DELAY, shortest * 2 ** (failures - 1))
-        delay = refusal.seconds
+        delay = failure.seconds
         # Overloaded servers say "at once" again and again, or when a limit resets that is not
         # spent.
         if delay is None or (failures > 1 and delay < shortest):
@@ -155,14 +155,14 @@ class Requests:
             charged = 0  # tokens
             dollars = 0.0
             reply: Reply | str | None = None
-            found: Vectors | Refusal
+            found: Vectors | Failure
             try:
                 grant = self._acquire(estimate, given_up)
                 charged = estimate  # so long as nothing else is known
                 dollars = reserved
                 reply = self._client.exchange(texts)
                 if isinstance(reply, str):
-                    found = Refusal("retry", EmbedderUnavailableError, reply)
+                    found = Failure("retry", EmbedderUnavailableError, reply)
                 else:
                     found = read(reply, settings.model, len(texts), settings.dimension)
                     if isinstance(found, Vectors):
@@ -188,9 +188,9 @@ class Requests:
                 "chunking.max_tokens"
             ) from error
 
-    def _error(self, refusal: Refusal, delay: float | None = None) -> EmbeddingError:
-        reason, wait = refusal.reason, self._settings.max_wait
-        if delay is not None and (refusal.seconds or 0.0) >= self._settings.retry_delay:
+    def _error(self, failure: Failure, delay: float | None = None) -> EmbeddingError:
+        reason, wait = failure.reason, self._settings.max_wait
+        if delay is not None and (failure.seconds or 0.0) >= self._settings.retry_delay:
             reason += (
                 f". It asks to wait {delay:,.0f} s, longer than max_wait ({wait:,.0f} s) "
                 "allows. What is embedded is kept: run again later"
@@ -200,14 +200,14 @@ class Requests:
                 f". Given up after max_wait ({wait:,.0f} s). What is embedded is kept: "
                 "run again when the server is well"
             )
-        elif refusal.error is CredentialsError:
+        elif failure.error is CredentialsError:
             name = self._client.key_variable
             reason += (
                 f". Is the environment variable {name} right?"
                 if name
                 else ". Name the environment variable that holds the key in api_key_env"
             )
-        return refusal.error(f"{self._settings.base_url}: {reason}.")
+        return failure.error(f"{self._settings.base_url}: {reason}.")
 
     def _count(self, sent: int = 0, repeated: int = 0) -> None:
         with self._lock:
