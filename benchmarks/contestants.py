@@ -363,6 +363,8 @@ class LangChain(SentenceTransformers):
         outer = self
 
         class Wrapped(Embeddings):
+            """The contestant's model behind the interface of the library."""
+
             def embed_documents(self, texts: list[str]) -> list[list[float]]:
                 return outer.encode(texts).tolist()
 
@@ -410,6 +412,8 @@ class LlamaIndex(SentenceTransformers):
         outer = self
 
         class Wrapped(BaseEmbedding):
+            """The contestant's model behind the interface of the library."""
+
             def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
                 return outer.encode(texts).tolist()
 

@@ -20,6 +20,8 @@ from embedding_assets.collection.collection import Collection
 
 @dataclass(frozen=True)
 class Automation:
+    """What starts the runs of a collection."""
+
     jobs: list[AssetJob]
     schedules: list[dg.ScheduleDefinition]
     sensors: list[dg.SensorDefinition]

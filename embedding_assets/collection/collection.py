@@ -24,6 +24,8 @@ _PERIOD_DAYS = {"day": 1, "week": 7, "month": 31, "year": 366}
 
 @dataclass(frozen=True)
 class Collection:
+    """A collection as Dagster sees it: the keys, partitions and common properties of its assets."""
+
     ASSETS: ClassVar = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
 
     settings: CollectionSettings
@@ -104,6 +106,8 @@ class Collection:
 
 @dataclass(frozen=True)
 class CollectionResources:
+    """What the assets of a collection, and those who search it, work with."""
+
     source: DocumentSource
     embedder: Embedder
     artifacts: ArtifactStore

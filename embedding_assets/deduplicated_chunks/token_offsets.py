@@ -40,6 +40,8 @@ class _Numbering(dict[str, int]):
 
 
 class _Piece(NamedTuple):
+    """A part of a document's text, and where in it the part begins."""
+
     document: int
     start: int
     text: str

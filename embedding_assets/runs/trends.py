@@ -42,6 +42,8 @@ class Trend:
 
 @dataclass(frozen=True)
 class _Rule:
+    """How a run is compared with the last ones by one of its numbers."""
+
     number: str
     counts: Callable[[Mapping[str, float]], bool]
     """Whether a run with these numbers says anything at all."""

@@ -33,6 +33,8 @@ def one_process_executor(context: dg.InitExecutorContext) -> dg.Executor:
 
 
 class _OneProcessExecutor(dg.Executor):
+    """The in-process executor, of which a step without a place in its pool waits for one idly."""
+
     def __init__(self, inner: dg.Executor) -> None:
         self._inner = inner
 

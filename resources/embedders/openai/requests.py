@@ -44,9 +44,11 @@ class Requests:
     """What all threads that use an embedder have in common; asks nobody until the first request."""
 
     def __init__(self, settings: OpenAISettings, rate_limits: Path) -> None:
-        """Args:
-        settings: of the server, the model and the limits.
-        rate_limits: folder in which the processes of this machine share their limits.
+        """Notes the settings; nothing is opened before the first request.
+
+        Args:
+            settings: of the server, the model and the limits.
+            rate_limits: folder in which the processes of this machine share their limits.
         """
         self._settings = settings
         self._rate_limits = rate_limits
