@@ -26,7 +26,7 @@ def made_from_url(url: str, what: str, schemes: Mapping[str, Callable[[str], _Ma
         InvalidInputError: the URL has no scheme of these, or an option that cannot be.
     """
     scheme = _scheme(url)
-    if scheme not in schemes:
+    if scheme is None or scheme not in schemes:
         path = "a path, or " if "" in schemes else ""
         known = ", ".join(f"{one}://" for one in schemes if one)
         got = (
