@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from resources.document_sources.headings import Heading
 
 Offsets = npt.NDArray[np.int32]
 """Shape (tokens, 2): the character span [start, end) of each token of a text."""
@@ -23,70 +24,6 @@ SENTENCE_OR_LIST_ITEM = re.compile(
 _LINE = re.compile(r"\n\s*")
 WORD = re.compile(r"\s+")
 _FINER_LEVELS = (SENTENCE_OR_LIST_ITEM, _LINE, WORD)
-
-# Searched in "\n" + text: a pattern that begins with a literal is found at memory speed.
-_HEADING = re.compile(
-    r"""\n(?:
-      (?P<fence>```)
-    | (?P<hashes>\#{1,6}) [ \t]+ (?P<atx>\S[^\n]*)
-    | (?P<over>(?P<o>[=\-~^"'`\#*+.:_]) (?P=o){2,}) [ \t]* \n
-      [ \t]* (?P<overlined>\S[^\n]*) \n (?P=over) [ \t]* (?=\n|\Z)
-    | (?<!\S\n) (?P<underlined>\S[^\n]*) \n
-      (?P<under>(?P<u>[=\-~^"'`\#*+.:_]) (?P=u){2,}) [ \t]* (?=\n|\Z)
-    )""",
-    re.VERBOSE,
-)
-
-
-class Heading(NamedTuple):
-    """A section title in a document."""
-
-    start: int
-    end: int
-    level: int
-    """1 is the outermost."""
-    title: str
-
-
-def find_headings(text: str) -> list[Heading]:
-    """Section titles: Markdown `#`, and titles underlined (and overlined) as in reStructuredText.
-
-    As in reStructuredText, the first style of underlining in a document is its outermost level, the
-    second the next, and so on. What looks like a title within a fenced code block is none.
-
-    Args:
-        text: canonical text (line feeds only).
-
-    Returns:
-        The headings in the order of the text; spans do not overlap.
-    """
-    found: list[Heading] = []
-    styles: list[str] = []
-    in_fence = False
-    for match in _HEADING.finditer("\n" + text):
-        if match["fence"]:
-            in_fence = not in_fence
-            continue
-        if in_fence:
-            continue
-        if match["hashes"]:
-            level, title = len(match["hashes"]), match["atx"].rstrip("# \t")
-        else:
-            title = (match["overlined"] or match["underlined"]).rstrip()
-            line, style = (
-                (match["over"], "overlined " + match["o"])
-                if match["over"]
-                else (match["under"], match["u"])
-            )
-            # Only Markdown's underlines (= and -) may be shorter than the title.
-            if (len(line) < len(title) and style not in "=-") or line == "...":
-                continue
-            if style not in styles:
-                styles.append(style)
-            level = styles.index(style) + 1
-        if any(map(str.isalnum, title)):
-            found.append(Heading(match.start(), match.end() - 1, level, title))
-    return found
 
 
 def heading_paths(headings: Sequence[Heading]) -> list[tuple[str, ...]]:

@@ -22,11 +22,11 @@ from embedding_assets.deduplicated_chunks.boundaries import (
     WORD,
     TokenPositions,
     chunk_starts,
-    find_headings,
     heading_paths,
 )
+from resources.document_sources.headings import find_headings
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """To be raised when equal text would be cut elsewhere, so that known documents are cut anew."""
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from embedding_assets.deduplicated_chunks.boundaries import Offsets, find_headings
+from embedding_assets.deduplicated_chunks.boundaries import Offsets
 from embedding_assets.deduplicated_chunks.splitter import Chunk, split
 from embedding_assets.deduplicated_chunks.token_offsets import DocumentTokenizer
+from resources.document_sources.headings import find_headings
 from resources.identity.content_hash import canonical_text
 from tests.support.data import HOSTILE, snapshot
 
@@ -282,6 +283,13 @@ Words at once.
     markdown = "# One\ntext\n## Two ##\n\n```\n# comment\n```\n### Three\n#hashtag\n# Four"
     found = [(heading.level, heading.title) for heading in find_headings(markdown)]
     assert found == [(1, "One"), (2, "Two"), (3, "Three"), (1, "Four")]
+
+
+def test_headings_of_markdown_are_told_from_code_and_keep_their_names() -> None:
+    text = "# C#\n\n- item\n\n  ```bash\n# code\n  ```\n\n```\na\n\nb\n```\n"
+    text += "```x``` is code\n## F# and C# ##\n"
+    found = [(heading.level, heading.title) for heading in find_headings(text)]
+    assert found == [(1, "C#"), (2, "F# and C#")]
 
 
 def test_a_line_under_running_text_is_no_heading() -> None:

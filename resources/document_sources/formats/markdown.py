@@ -14,6 +14,7 @@ from resources.document_sources.base import (
 )
 from resources.document_sources.builder import DocumentBuilder, metadata_json
 from resources.document_sources.formats.text import MODIFIED, stem, whole_document, whole_text
+from resources.document_sources.headings import find_headings
 
 _MAX_FRONT_MATTER = 64 * 1024
 
@@ -65,28 +66,11 @@ def _split_front_matter(text: str) -> tuple[dict[Any, Any], str]:
     return {}, text
 
 
-_FENCE = re.compile(r" {0,3}(```|~~~)")
-_ATX_HEADING = re.compile(r" {0,3}# +(.*?)(?: +#+)? *$")
-_UNDERLINE = re.compile(r"([=\-~^\"'`#*+:.<>_])\1{2,} *$")
-
-
 def _heading(text: str) -> str | None:
-    """The first title: Markdown's `# Title`, or a line underlined as in reStructuredText."""
-    fenced = False
-    previous = ""
-    for line in text.split("\n", 1_000)[:1_000]:
-        if _FENCE.match(line):
-            fenced = not fenced
-        elif not fenced:
-            if (match := _ATX_HEADING.match(line)) and match[1]:
-                return match[1]
-            words = previous.strip()
-            if (
-                words
-                and _UNDERLINE.match(line)
-                and len(line.strip()) >= len(words)
-                and not _UNDERLINE.match(words)
-            ):
-                return words
-        previous = line
+    """The first title of the outermost level; a line under it is at least as long as it."""
+    beginning = "\n".join(text.split("\n", 1_000)[:1_000])
+    for heading in find_headings(beginning):
+        line = beginning[heading.start : heading.end].rstrip().rpartition("\n")[2]
+        if heading.level == 1 and (line[0] == "#" or len(line) >= len(heading.title)):
+            return heading.title
     return None

@@ -27,6 +27,7 @@ def test_text_files_are_documents_named_by_their_path(tmp_path: Path):
     ("text", "title"),
     [
         ("# The Title #\n\ntext", "The Title"),
+        ("# C#\n\ntext", "C#"),
         ("text first\n\n# Later\n", "Later"),
         ("```\n# not this\n```\n# This\n", "This"),
         ("#hashtag\n\n    # code\n", "file"),
