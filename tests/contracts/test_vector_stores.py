@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,28 @@ def test_new_rows_come_and_old_ones_go_in_one_replacement(store):
             hits = store.search(NAME, SPACE, fake_vector("x", 16), 50, exact=exact)
             assert {hit.chunk_id for hit in hits} == {*wanted}
         store.maintain(NAME, SPACE)
+
+
+def test_a_reader_sees_the_old_rows_or_the_new_ones_where_the_store_says_so(url, store):
+    if not store.capabilities.atomic_replace:
+        pytest.skip("this store does not replace rows in one commit")
+    odd, even = ids(*range(10)), ids(*range(10, 20))
+
+    def write(version: int) -> None:
+        new, old = (odd, even) if version % 2 else (even, odd)
+        store.replace(NAME, SPACE, reader(batch(new, text=str(version))), remove_chunk_ids=old)
+
+    write(0)
+    ours = vector_store_from_url(url)
+    with ThreadPoolExecutor(1) as pool:
+        writing = [pool.submit(write, version) for version in range(1, 12)]
+        while not all(written.done() for written in writing):
+            found = rows(ours)
+            (version,) = {*found.values()}
+            assert sorted(found) == (odd if int(version) % 2 else even)
+    for written in writing:
+        written.result()
+    assert rows(ours) == dict.fromkeys(odd, "11")
 
 
 def test_rows_are_removed_only_from_the_partitions_named(store):

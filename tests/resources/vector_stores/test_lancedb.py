@@ -44,7 +44,6 @@ def version(store: LanceDBVectorStore) -> int:
 
 @pytest.mark.parametrize("second_commit_fails", [False, True])
 def test_one_commit_brings_new_rows_and_takes_old_ones_out(store, monkeypatch, second_commit_fails):
-    assert store.capabilities.atomic_replace
     store.replace(NAME, SPACE, reader(batch(ids(*range(10))), batch(ids(20, 21), "q")))
     before, removed = version(store), ids(*range(2, 10), 21, 99)
     if second_commit_fails:
