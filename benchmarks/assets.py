@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from embedding_assets.collection.settings import EmbedderSettings
+from embedding_assets.collection.embedder_settings import EmbedderSettings
 from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.local import LocalEmbedder
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import padding_waste, peak_mb, reset_peak, seconds, written_mb
-from embedding_assets.collection.settings import EmbedderSettings
+from embedding_assets.collection.embedder_settings import EmbedderSettings
 from resources.embedders.local import CPU_BATCH_TOKENS, LocalEmbedder
 from resources.embedders.local_model.model_files import DEFAULT_MODEL, find_model
 from resources.embedders.local_model.token_batches import padded_length, token_batches

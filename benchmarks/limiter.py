@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Line, median, percentile, print_tables, seconds, write_results
-from resources.limits.base import Grant, Limits, RateLimiter
-from resources.limits.from_environment import VARIABLE
+from resources.limits.base import VARIABLE, Grant, Limits, RateLimiter
 from resources.limits.local import LocalRateLimiter
 from resources.limits.redis import RedisRateLimiter
 from tests.support.limiter_load import most_in_a_window, run_processes, used_of

@@ -1,30 +1,39 @@
 """Which resources a project and its collections work with, from their settings and environment."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import Environment, read_environment
-from embedding_assets.collection.settings import CollectionSettings, EmbedderSettings
+from embedding_assets.collection.settings import CollectionSettings
 from resources.artifact_stores.from_url import artifact_store_from_url
 from resources.caches.from_url import cache_from_url
 from resources.document_sources import FieldNames, FileDocumentSource
-from resources.embedders.base import Embedder
-from resources.embedders.local import LocalEmbedder
-from resources.embedders.openai.embedder import OpenAIEmbedder
+from resources.errors import InvalidInputError
 from resources.notifier import LogNotifier, WebhookNotifier
 from resources.vector_stores.from_url import vector_store_from_url
+
+_Made = TypeVar("_Made")
 
 
 def shared_resources(environment: Environment | None = None) -> dict[str, Any]:
     """The resources that all collections have in common, by resource key."""
     environment = environment or read_environment()
-    data = environment.data_dir
+    data, memory = environment.data_dir, environment.cache_memory_mb
     return {
-        "artifact_store": artifact_store_from_url(environment.artifacts or str(data / "artifacts")),
-        "embedding_cache": cache_from_url(
-            environment.cache or str(data / "cache.duckdb"), environment.cache_memory_mb
+        "artifact_store": _opened(
+            "EMBEDDING_ARTIFACTS",
+            artifact_store_from_url,
+            environment.artifacts or str(data / "artifacts"),
         ),
-        "vector_store": vector_store_from_url(environment.vectors or str(data / "vectors")),
+        "embedding_cache": _opened(
+            "EMBEDDING_CACHE",
+            lambda url: cache_from_url(url, memory),
+            environment.cache or str(data / "cache.duckdb"),
+        ),
+        "vector_store": _opened(
+            "EMBEDDING_VECTORS", vector_store_from_url, environment.vectors or str(data / "vectors")
+        ),
         "notifier": WebhookNotifier() if environment.webhook_url else LogNotifier(),
     }
 
@@ -43,23 +52,15 @@ def collection_resources(
             fields=FieldNames(**source.fields.model_dump()),
             max_document_bytes=source.max_document_bytes,
         ),
-        collection.embedder_key: _embedder(settings.embedder, environment),
+        collection.embedder_key: settings.embedder.build(environment.models),
     }
     if settings.fallback:
-        resources[collection.fallback_key] = _embedder(settings.fallback, environment)
+        resources[collection.fallback_key] = settings.fallback.build(environment.models)
     return resources
 
 
-def _embedder(settings: EmbedderSettings, environment: Environment) -> Embedder:
-    if settings.provider == "openai":
-        given = settings.model_fields_set & settings.remote_fields()
-        return OpenAIEmbedder(
-            model=settings.model,
-            **{name: value for name in given if (value := getattr(settings, name)) is not None},
-        )
-    return LocalEmbedder(
-        model=settings.model,
-        device=settings.device,
-        precision=settings.precision,
-        model_cache=str(environment.models),
-    )
+def _opened(variable: str, door: Callable[[str], _Made], url: str) -> _Made:
+    try:
+        return door(url)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{variable}: {error}") from None

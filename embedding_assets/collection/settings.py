@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-from pydantic import Field, ValidationInfo, field_validator, model_validator
-from typing_extensions import Self
+from pydantic import ByteSize, Field, ValidationInfo, field_validator, model_validator
 
+from embedding_assets.collection.base_settings import Settings
+from embedding_assets.collection.embedder_settings import (
+    AnyEmbedder,
+    AnyFallback,
+    LocalEmbedderSettings,
+)
 from resources.document_sources import FileFormat
 from resources.document_sources.listing import PLACEHOLDERS
-from resources.embedders.openai.models import OPENAI_DIMENSIONS
-
-
-class Settings(dg.Model):
-    """Frozen, and a misspelt key is an error."""
 
 
 class FieldSettings(Settings):
@@ -39,8 +39,10 @@ class SourceSettings(Settings):
         default=None, description="Format of the files; by default told from their endings."
     )
     fields: FieldSettings = FieldSettings()
-    max_document_bytes: int = Field(
-        default=10_000_000, gt=0, description="Longer texts (in UTF-8 bytes) are quarantined."
+    max_document_bytes: ByteSize = Field(
+        default=ByteSize(10_000_000),
+        gt=0,
+        description="Longer texts (in UTF-8) are quarantined; 10MB, or a number of bytes.",
     )
     read_unchanged_files: bool = Field(
         default=False,
@@ -83,7 +85,7 @@ class ChunkingSettings(Settings):
     max_tokens: int = Field(
         default=256,
         ge=16,
-        description="Most tokens of one embedded text, context and special tokens included; "
+        description="Maximum tokens of one embedded text, context and special tokens included; "
         "never more than the model's own limit.",
     )
     overlap: int = Field(
@@ -102,136 +104,6 @@ class ChunkingSettings(Settings):
                 f"overlap ({self.overlap}) must be at most half of max_tokens ({self.max_tokens})"
             )
         return self
-
-
-class EmbedderSettings(Settings):
-    """Which model embeds, and where a server has it, how that is asked."""
-
-    provider: Literal["local", "openai"] = Field(
-        default="local",
-        description="'local' runs a sentence-transformers model on this machine; 'openai' asks "
-        "OpenAI, or another server with its interface.",
-    )
-    model: str = Field(
-        default="sentence-transformers/all-MiniLM-L6-v2",
-        description="A sentence-transformers model: its name on the Hugging Face hub, or a folder. "
-        "With provider 'openai' the name that the server knows.",
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="'auto' takes a CUDA device if there is one, else the CPU."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="Arithmetic on the CPU; 'auto' takes bf16 where it is faster and stays "
-        "within cosine 0.9999 of fp32 on this machine.",
-    )
-    flush_size: int = Field(
-        default=2048,
-        ge=1,
-        description="Most texts that are in work and not yet durable in the cache: a crash costs "
-        "no more.",
-    )
-    base_url: str | None = Field(
-        default=None,
-        description="Where the server is, such as http://127.0.0.1:8080/v1; by default OpenAI.",
-    )
-    dimensions: int | None = Field(
-        default=None,
-        ge=1,
-        description="Length of the vectors. text-embedding-3 shortens its vectors to it; for "
-        "models that are not OpenAI's it says what the server answers, and must be given.",
-    )
-    api_key_env: str | None = Field(
-        default=None,
-        description="Name of the environment variable that holds the key, never the key itself; "
-        "by default OPENAI_API_KEY at OpenAI, and none elsewhere.",
-    )
-    server_name: str | None = Field(
-        default=None,
-        description="Stands for the server in the identity of the vectors, instead of base_url.",
-    )
-    tokenizer: str | None = Field(
-        default=None, description="The model's tokenizer.json; by default tokens are estimated."
-    )
-    document_prompt: str = Field(default="", description="Text put before each document.")
-    query_prompt: str = Field(default="", description="Text put before each query.")
-    max_input_tokens: int | None = Field(
-        default=None, ge=16, description="Longest text in tokens; by default 8,191, as at OpenAI."
-    )
-    max_request_inputs: int | None = Field(
-        default=None, ge=1, description="Most texts of a request; by default 2,048, as at OpenAI."
-    )
-    max_request_tokens: int | None = Field(
-        default=None, ge=1, description="Most tokens of a request; by default 300,000."
-    )
-    max_concurrency: int | None = Field(
-        default=None, ge=1, description="Most requests in flight; by default 8."
-    )
-    requests_per_minute: int | None = Field(
-        default=None, ge=1, description="Limit of the key; by default what the server tells."
-    )
-    tokens_per_minute: int | None = Field(
-        default=None, ge=1, description="Limit of the key; by default what the server tells."
-    )
-    max_dollars: float | None = Field(
-        default=None, ge=0, description="Most that one run may spend; it stops before that."
-    )
-
-    @model_validator(mode="after")
-    def _settings_are_of_the_provider(self) -> Self:
-        fields = type(self).model_fields
-        given = {name for name in fields if getattr(self, name) != fields[name].default}
-        if self.provider == "local":
-            if foreign := sorted(given & self.remote_fields()):
-                raise ValueError(
-                    f"{', '.join(foreign)} belong to a server: set provider: openai, or leave "
-                    "them out"
-                )
-            return self
-        if foreign := sorted(given & {"device", "precision"}):
-            raise ValueError(
-                f"{', '.join(foreign)} belong to a model on this machine; leave them out with "
-                "provider: openai"
-            )
-        if "model" not in given:
-            raise ValueError(
-                "provider: openai needs the name of the model, for example "
-                "model: text-embedding-3-small"
-            )
-        # What the resource refuses too, but here with the place in the YAML file.
-        if self.dimensions is None and self.model not in OPENAI_DIMENSIONS:
-            raise ValueError(
-                f"how long are the vectors of {self.model!r}? Set dimensions, for example "
-                "dimensions: 768"
-            )
-        most = OPENAI_DIMENSIONS.get(self.model)
-        if self.dimensions and most and self.dimensions > most:
-            raise ValueError(f"{self.model} has at most {most} dimensions, got {self.dimensions}")
-        return self
-
-    def with_paths(self, change: Callable[[str], str]) -> Self:
-        return self.model_copy(update={"tokenizer": self.tokenizer and change(self.tokenizer)})
-
-    @staticmethod
-    def remote_fields() -> set[str]:
-        """The settings that only a server has."""
-        common = {"provider", "model", "device", "precision", "flush_size"}
-        return set(EmbedderSettings.model_fields) - common
-
-
-class FallbackSettings(EmbedderSettings):
-    when: tuple[Literal["unavailable", "out_of_memory", "error"], ...] = Field(
-        default=("unavailable", "out_of_memory", "error"),
-        min_length=1,
-        description="Failures of the embedder after which the fallback takes over for the rest of "
-        "a run: 'unavailable' (a server does not answer, or refuses the key), 'out_of_memory', "
-        "'error' (all others but wrong settings).",
-    )
-    same_space: bool = Field(
-        default=False,
-        description="The fallback serves the same model: its vectors go into the same index, once "
-        "fixed texts have shown that they are the same. Otherwise it gets a table of its own.",
-    )
 
 
 class EvaluationSettings(Settings):
@@ -285,14 +157,15 @@ class BackfillSettings(Settings):
     partitions_per_run: int | None = Field(
         default=None,
         ge=1,
-        description="Most partitions that one run takes; by default a year of daily partitions, "
-        "and of others all (then `dagster asset materialize --partition-range` works too).",
+        description="Maximum number of partitions that one run takes; by default a year of "
+        "daily partitions, and of others all (then `dagster asset materialize --partition-range` "
+        "works too).",
     )
 
 
 class SourceSensorSettings(Settings):
     every_seconds: int = Field(
-        default=60, ge=1, description="Least time between two looks at the source, in seconds."
+        default=60, ge=1, description="Minimum seconds between two looks at the source."
     )
     seconds_per_tick: float = Field(
         default=20.0,
@@ -303,13 +176,15 @@ class SourceSensorSettings(Settings):
         "partition. Dagster gives up a sensor after 60 s.",
     )
     max_runs_per_tick: int = Field(
-        default=10, ge=1, description="Most runs that one look requests; the others wait."
+        default=10,
+        ge=1,
+        description="Maximum number of runs that one look requests; the others wait.",
     )
 
 
 class ReconcileSensorSettings(Settings):
     every_seconds: int = Field(
-        default=3600, ge=1, description="Least time between two comparisons, in seconds."
+        default=3600, ge=1, description="Minimum seconds between two comparisons."
     )
     seconds_per_tick: float = Field(
         default=20.0,
@@ -319,7 +194,7 @@ class ReconcileSensorSettings(Settings):
         "seconds; the next one goes on from there.",
     )
     max_runs_per_tick: int = Field(
-        default=10, ge=1, description="Most runs that one comparison requests."
+        default=10, ge=1, description="Maximum number of runs that one comparison requests."
     )
     max_attempts: int = Field(
         default=3,
@@ -366,8 +241,8 @@ class CollectionSettings(Settings):
     source: SourceSettings
     partitions: PartitionSettings = PartitionSettings()
     chunking: ChunkingSettings = ChunkingSettings()
-    embedder: EmbedderSettings = EmbedderSettings()
-    fallback: FallbackSettings | None = None
+    embedder: AnyEmbedder = LocalEmbedderSettings()
+    fallback: AnyFallback | None = None
     evaluation: EvaluationSettings | None = None
     checks: CheckSettings = CheckSettings()
     backfill: BackfillSettings = BackfillSettings()
@@ -375,7 +250,7 @@ class CollectionSettings(Settings):
 
     @property
     def partitions_per_run(self) -> int | None:
-        """Most partitions of one run; None: no limit."""
+        """Maximum number of partitions of one run; None: no limit."""
         if self.backfill.partitions_per_run is None and self.partitions.by == "day":
             return 366
         return self.backfill.partitions_per_run

@@ -7,7 +7,7 @@ run in which the primary works embeds them again and takes them out of there.
 
 import logging
 
-from embedding_assets.collection.settings import FallbackSettings
+from embedding_assets.collection.embedder_settings import FallbackSettings
 from embedding_assets.embeddings.canaries import Canaries
 from resources.embedders.base import Embedder
 from resources.errors import EmbeddingError

@@ -16,10 +16,13 @@ _PROCESS = """
 import os, random, socket, sys, time
 from pathlib import Path
 from resources.limits.base import Limits
-from resources.limits.from_environment import rate_limiter
+from resources.limits.from_url import rate_limiter_from_url
 port, folder, requests, tokens, window, seconds = sys.argv[1:]
 limits = Limits(int(requests) or None, int(tokens) or None)
-limiter = rate_limiter(Path(folder).name, Path(folder), limits, window=float(window), lease=10.0)
+url, folder = os.environ.get("EMBEDDING_RATE_LIMITER"), Path(folder)
+limiter = rate_limiter_from_url(
+    url, folder.name, folder, limits, window=float(window), lease=10.0
+)
 connection = socket.create_connection(("127.0.0.1", int(port)))
 connection.sendall(b"0\\n"); connection.recv(1)  # waits until all are there
 end = time.monotonic() + float(seconds)

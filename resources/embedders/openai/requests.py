@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import random
 import threading
 import time
@@ -20,9 +21,17 @@ from resources.errors import (
     SettingsError,
 )
 from resources.identity.embedding_space import canonical_json
-from resources.limits.base import GivenUpError, Grant, LimitError, Limits, RateLimiter, Usage
+from resources.limits.base import (
+    VARIABLE,
+    GivenUpError,
+    Grant,
+    LimitError,
+    Limits,
+    RateLimiter,
+    Usage,
+)
 from resources.limits.concurrency import AdaptiveConcurrency
-from resources.limits.from_environment import rate_limiter
+from resources.limits.from_url import rate_limiter_from_url
 
 _MOST_INCOMPLETE_ANSWERS = 3
 _LONGEST_DELAY = 30.0
@@ -246,7 +255,8 @@ class Requests:
         identity = hashlib.sha256(
             canonical_json([settings.base_url, settings.model, secret.hex()]).encode()
         ).hexdigest()[:24]
-        return rate_limiter(
+        return rate_limiter_from_url(
+            os.environ.get(VARIABLE),
             identity,
             self._rate_limits,
             Limits(settings.requests_per_minute, settings.tokens_per_minute),

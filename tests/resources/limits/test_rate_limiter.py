@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from resources.limits.base import VARIABLE, LimitError, Limits, RateLimiter, ReportedLimits
-from resources.limits.from_environment import rate_limiter
+from resources.limits.from_url import rate_limiter_from_url
 from resources.limits.local import LocalRateLimiter, _State
 from resources.limits.redis import RedisRateLimiter
 from tests.support.limiter_load import most_in_a_window, run_processes, used_of
@@ -375,25 +375,21 @@ def test_a_budget_leaves_redis_when_nobody_uses_it(own_redis: RedisServer, tmp_p
     assert 0 < redis.Redis.from_url(own_redis.url).pttl("key") <= 1000  # type: ignore[reportOperatorIssue]
 
 
-def test_the_environment_chooses_between_machine_and_redis(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made() -> RateLimiter:
-        return rate_limiter("id", tmp_path, Limits(), window=60, lease=60)
+def test_a_url_chooses_between_machine_and_redis(tmp_path: Path) -> None:
+    def made(url: str | None) -> RateLimiter:
+        return rate_limiter_from_url(url, "id", tmp_path, Limits(), window=60, lease=60)
 
-    monkeypatch.delenv("EMBEDDING_RATE_LIMITER", raising=False)
-    assert isinstance(made(), LocalRateLimiter)
-    monkeypatch.setenv("EMBEDDING_RATE_LIMITER", "redis://:pass@host:1/2?machines=7")
-    limiter = made()
+    assert isinstance(made(None), LocalRateLimiter)
+    limiter = made("redis://:pass@host:1/2?machines=7")
     assert isinstance(limiter, RedisRateLimiter)
     assert limiter._machines == 7
     wrong_urls = (
         "http://:pass@host",
         "redis://u:pass@host:pass/0",
         "redis://:pass@host?machines=0",
+        "pass:6379",
     )
     for wrong in wrong_urls:
-        monkeypatch.setenv("EMBEDDING_RATE_LIMITER", wrong)
         with pytest.raises(ValueError, match="EMBEDDING_RATE_LIMITER") as caught:
-            made()
+            made(wrong)
         assert "pass" not in str(caught.value)

@@ -740,15 +740,26 @@ def test_settings_make_the_embedder() -> None:
             max_dollars=2.5,
             tokens_per_minute=1000,
             document_prompt="search_document: ",
+            timeout=5,
+            max_wait=60,
+            retry_delay=0.1,
         )
     )["corpus_embedder"]
     assert isinstance(made, OpenAIEmbedder)
     assert made.base_url == "http://127.0.0.1:11434/v1"
     assert made.space.dimension == 768
     assert (made.max_dollars, made.tokens_per_minute) == (2.5, 1000)
+    assert (made.timeout, made.max_wait, made.retry_delay) == (5, 60, 0.1)
     assert made.max_input_tokens == 8191
     plain = collection_resources(settings(provider="openai", model="text-embedding-3-large"))
     assert plain["corpus_embedder"].space.dimension == 3072
+    given: dict[str, Any] = {
+        "revision": "main", "max_tokens": 128, "batch_tokens": 512,
+        "document_prompt": "passage: ", "query_prompt": "query: ",
+    }  # fmt: skip
+    local = collection_resources(settings(**given))["corpus_embedder"]
+    assert isinstance(local, LocalEmbedder)
+    assert {name: getattr(local, name) for name in given} == given
 
 
 @pytest.mark.parametrize(
@@ -756,11 +767,12 @@ def test_settings_make_the_embedder() -> None:
     [
         ({"base_url": "http://x/v1"}, "set provider: openai"),
         ({"max_dollars": 1}, "set provider: openai"),
-        ({"provider": "openai"}, "needs the name of the model"),
+        ({"provider": "openai"}, r"embedder.openai.model\n +Field required"),
         ({"provider": "openai", "model": "own"}, "how long are the vectors"),
-        ({"provider": "openai", "model": MODEL, "device": "cuda"}, "device belong"),
+        ({"provider": "openai", "model": MODEL, "device": "cuda"}, "on this machine .*: device"),
         ({"provider": "openai", "model": MODEL, "dimensions": 9999}, "at most 1536"),
         ({"provider": "openai", "model": MODEL, "api_key": "x"}, "not permitted"),
+        ({"batch_tokens": 0}, "greater than or equal to 1"),
         ({"provider": "azure"}, "'local' or 'openai'"),
     ],
 )
