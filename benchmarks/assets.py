@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from embedding_assets.collection.embedder_settings import EmbedderSettings
+from embedding_assets.collection.environment import read_environment
 from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.local import LocalEmbedder
 
@@ -55,6 +56,13 @@ class CacheConfig(dg.Config):
         default=200, ge=1, description="Texts for the slowest way; its time is scaled to all."
     )
     repeats: int = Field(default=3, ge=1, description="Rounds; medians are shown.")
+
+
+class Benchmarks(dg.Component):
+    """The assets, as a component: `embedding_assets/defs/benchmarks/defs.yaml` names it."""
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        return benchmark_definitions(str(read_environment(context.project_root).models))
 
 
 def benchmark_definitions(model_cache: str) -> dg.Definitions:

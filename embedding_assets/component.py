@@ -62,7 +62,11 @@ class EmbeddingCollection(dg.Component):
         return cls(settings.with_absolute_paths(context.path, context.project_root))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return collection_definitions(self.settings, read_environment(context.project_root))
+        environment = read_environment(context.project_root)
+        return dg.Definitions.merge(
+            collection_definitions(self.settings, environment),
+            dg.Definitions(resources=shared_resources(environment)),
+        )
 
 
 def collection_definitions(

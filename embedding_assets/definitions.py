@@ -1,23 +1,36 @@
-"""The one Definitions object: every collection under `defs/`, benchmarks, and what they share."""
+"""The one Definitions object of a project: what stands under its `defs/`, and what it has once."""
+
+from pathlib import Path
 
 import dagster as dg
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    from benchmarks.assets import benchmark_definitions
+    from embedding_assets.collection.environment import read_environment
+
+    return dg.Definitions.merge(
+        dg.load_from_defs_folder(path_within_project=read_environment().project),
+        shared_definitions(),
+    )
+
+
+def shared_definitions(around: Path | None = None) -> dg.Definitions:
+    """What a project has once, whatever its collections, for `dg.Definitions.merge` in another one.
+
+    Its sensor tells somebody about failed runs. Its executor lets the steps of a run share one
+    process, so that a model is loaded once; runs are the unit of parallelism.
+
+    Args:
+        around: a path within the project; by default the working directory.
+    """
     from embedding_assets.automation.failure_sensor import failure_sensor
     from embedding_assets.collection.environment import read_environment
     from embedding_assets.collection.resources import shared_resources
     from resources.dagster_instance.executor import one_process_executor
 
-    environment = read_environment()
-    return dg.Definitions.merge(
-        dg.load_from_defs_folder(path_within_project=environment.project),
-        benchmark_definitions(model_cache=str(environment.models)),
-        dg.Definitions(
-            resources=shared_resources(environment),
-            sensors=[failure_sensor()],
-            executor=one_process_executor,
-        ),
+    return dg.Definitions(
+        resources=shared_resources(read_environment(around)),
+        sensors=[failure_sensor()],
+        executor=one_process_executor,
     )

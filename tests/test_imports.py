@@ -86,6 +86,15 @@ def test_the_component_is_found_by_name_and_by_listing() -> None:
     assert not hasattr(embedding_assets, "anything_else")
 
 
+def test_what_is_installed_never_imports_what_only_the_checkout_has() -> None:
+    guilty = {
+        str(path): names
+        for path, module in sources("embedding_assets", "resources")
+        if (names := imported_packages(module) & {"benchmarks", "tests", "sample_data"})
+    }
+    assert guilty == {}
+
+
 def test_resources_never_import_the_assets() -> None:
     guilty = [
         p for p, module in sources("resources") if "embedding_assets" in imported_packages(module)

@@ -1,6 +1,7 @@
 """Which resources a project and its collections work with, from their settings and environment."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from embedding_assets.collection.collection import Collection
@@ -18,7 +19,11 @@ _Made = TypeVar("_Made")
 
 def shared_resources(environment: Environment | None = None) -> dict[str, Any]:
     """The resources that all collections have in common, by resource key."""
-    environment = environment or read_environment()
+    return _shared_resources(environment or read_environment())
+
+
+@lru_cache(maxsize=8)  # Dagster merges what several collections bring only if it is the same object
+def _shared_resources(environment: Environment) -> dict[str, Any]:
     data, memory = environment.data_dir, environment.cache_memory_mb
     return {
         "artifact_store": _opened(

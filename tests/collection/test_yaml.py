@@ -10,7 +10,6 @@ import yaml
 
 from embedding_assets import component
 from embedding_assets.collection.environment import read_environment
-from embedding_assets.collection.resources import shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import EmbeddingCollection
 from resources.errors import InvalidInputError
@@ -46,8 +45,7 @@ class Project:
 
     def definitions(self, attributes: dict[str, Any]) -> dg.Definitions:
         self.write(attributes)
-        own = dg.ComponentTree.for_project(self.folder).build_defs()
-        return dg.Definitions.merge(own, dg.Definitions(resources=shared_resources()))
+        return dg.ComponentTree.for_project(self.folder).build_defs()
 
     def error(self, attributes: str | dict[str, Any] | None) -> str:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster has several
