@@ -8,8 +8,9 @@ from embedding_assets.retrieval.fusion import documents_from_chunks, fuse_rankin
 from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.text_vectors import text_vectors
 from resources.embedders.base import Embedder
-from resources.errors import InvalidInputError, NotFoundError
+from resources.errors import InvalidInputError
 from resources.identity.content_hash import canonical_text
+from resources.vector_stores.base import NoIndexError
 
 _CHUNKS_PER_DOCUMENT = 10
 """To rank k documents, so many times k chunks are fetched: several may be of one document."""
@@ -35,7 +36,7 @@ class IndexReader:
 
         Raises:
             InvalidInputError: the text is empty.
-            NotFoundError: the collection has no index yet.
+            NoIndexError: the collection has no index yet.
         """
         if not canonical_text(text):
             raise InvalidInputError("the text to search for is empty")
@@ -74,7 +75,7 @@ class IndexReader:
         was never run, as when the old model is named as the fallback of a new one.
 
         Raises:
-            NotFoundError: the collection has no index yet. Said before a model is loaded for
+            NoIndexError: the collection has no index yet. Said before a model is loaded for
                 nothing.
         """
         store = self.resources.store
@@ -83,8 +84,5 @@ class IndexReader:
         if first.space.id in {space.id for space in store.spaces(self.collection)}:
             return [first, *asked]
         if not asked:
-            raise NotFoundError(
-                f"Collection '{self.collection}' has no index for {first.space.model} "
-                f"({first.space.id}) yet. Materialize '{self.collection}/vector_index' first."
-            )
+            raise NoIndexError(self.collection, first.space)
         return asked

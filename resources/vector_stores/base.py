@@ -10,6 +10,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
+from resources.errors import NotFoundError
 from resources.identity.content_hash import HASH_BYTES
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -78,6 +79,16 @@ class SearchHit:
     partition: str
     timestamp: datetime | None
     metadata: Mapping[str, Any]
+
+
+class NoIndexError(NotFoundError):
+    """A collection has no table for an embedding space."""
+
+    def __init__(self, collection: str, space: EmbeddingSpace) -> None:
+        super().__init__(
+            f"Collection '{collection}' has no index for {space.model} ({space.id}) yet. "
+            f"Materialize '{collection}/vector_index' first."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +182,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
                 never give a wrong score.
 
         Raises:
-            NotFoundError: there is no such table yet.
+            NoIndexError: there is no such table yet.
         """
 
     @abstractmethod

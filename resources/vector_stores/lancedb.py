@@ -22,10 +22,15 @@ import pyarrow as pa
 from filelock import FileLock
 from pydantic import Field
 
-from resources.errors import NotFoundError
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
-from resources.vector_stores.base import SearchHit, StoreCapabilities, VectorStore, row_schema
+from resources.vector_stores.base import (
+    NoIndexError,
+    SearchHit,
+    StoreCapabilities,
+    VectorStore,
+    row_schema,
+)
 
 # Without this declaration two processes that upsert the same new keys both insert them.
 _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
@@ -200,10 +205,7 @@ class LanceDBVectorStore(VectorStore):
     ) -> list[SearchHit]:
         table = self._open(collection, space)
         if table is None:
-            raise NotFoundError(
-                f"Collection '{collection}' has no index for {space.model} ({space.id}) in "
-                f"{self.uri} yet. Materialize '{collection}/vector_index' first."
-            )
+            raise NoIndexError(collection, space)
         query = (
             table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
             .distance_type("cosine")
