@@ -15,7 +15,7 @@ from embedding_assets.collection.embedder_settings import (
     LocalEmbedderSettings,
 )
 from resources.document_sources import FileFormat
-from resources.document_sources.listing import PLACEHOLDERS
+from resources.document_sources.dated_paths import PLACEHOLDERS
 
 
 class FieldSettings(Settings):

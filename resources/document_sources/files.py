@@ -17,8 +17,9 @@ from resources.document_sources.base import (
     SourceFile,
 )
 from resources.document_sources.builder import DocumentBuilder
+from resources.document_sources.dated_paths import period_of
 from resources.document_sources.formats.registry import BY_ENDING, FileFormat, format_of, read_file
-from resources.document_sources.listing import find_files, period_of
+from resources.document_sources.listing import find_files
 
 
 class FileDocumentSource(DocumentSource):

@@ -1,8 +1,7 @@
 """Which files a source consists of: a file, a folder, a glob, or a path with dates in it."""
 
-import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -12,15 +11,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from resources.document_sources.base import CTIME, Period, SourceFile, SourceNotFoundError
+from resources.document_sources.dated_paths import PLACEHOLDERS, expand, fixed_folder, generalise
+from resources.document_sources.timestamps import in_utc
 from resources.errors import EmbeddingAssetsError
-
-# strftime placeholders, from the coarsest to the finest, with their glob.
-PLACEHOLDERS = {
-    "%Y": "[0-9][0-9][0-9][0-9]",
-    "%m": "[0-9][0-9]",
-    "%d": "[0-9][0-9]",
-    "%H": "[0-9][0-9]",
-}
 
 
 class UnlistableFolderError(EmbeddingAssetsError):
@@ -70,13 +63,12 @@ def find_files(
     filesystem.invalidate_cache()
     exact = filesystem.exists(pattern)
     has_placeholders = not exact and any(p in pattern for p in PLACEHOLDERS)
+    patterns, root = [generalise(pattern)], fixed_folder(pattern)
     if exact:
         patterns = [pattern]
+        root = pattern.rstrip("/") if filesystem.isdir(pattern) else pattern.rpartition("/")[0]
     elif has_placeholders and periods is not None:
-        patterns = list(dict.fromkeys(_expand(pattern, periods)))
-    else:
-        patterns = [_generalise(pattern)]
-    root = _root(filesystem, pattern, exact)
+        patterns = list(dict.fromkeys(expand(pattern, periods)))
 
     is_glob = any(c in pattern for c in "*?[")
 
@@ -92,63 +84,9 @@ def find_files(
         for each in patterns
         for name, location, info in listed(each)
     }
-    if not found and not (has_placeholders and any(listed(_generalise(pattern)))):
+    if not found and not (has_placeholders and any(listed(generalise(pattern)))):
         raise _nothing_found(path, pattern, root, filesystem)
     return filesystem, sorted(found.values(), key=lambda file: file.path)
-
-
-def period_of(path: str, file: str) -> Period | None:
-    """The time that the placeholders of a source's path name for one of its files.
-
-    Args:
-        path: the source's path, with or without placeholders.
-        file: the file's path relative to the source's root (`SourceFile.path`).
-
-    Returns:
-        The period whose runs read the file; None: every run reads it, or it is no single period.
-    """
-    named = [placeholder for placeholder in PLACEHOLDERS if placeholder in path]
-    if not named or named != list(PLACEHOLDERS)[: len(named)]:
-        return None  # such as %m alone: a month of every year
-    filesystem, pattern = url_to_fs(path)
-    below = pattern[len(_root(filesystem, pattern, exact=False)) :].lstrip("/")
-    match = re.match(_expression(below), file)
-    if match is None:
-        return None
-    parts = {f"%{name}": int(value) for name, value in match.groupdict().items()}
-    try:
-        start = datetime(
-            parts["%Y"],
-            parts.get("%m", 1),
-            parts.get("%d", 1),
-            parts.get("%H", 0),
-            tzinfo=timezone.utc,
-        )
-        return start, _next(start, named[-1])
-    except (ValueError, OverflowError):  # such as month 13: no period has that name
-        return None
-
-
-def _expression(pattern: str) -> str:
-    """A glob with placeholders as a regular expression; of each placeholder the first is kept."""
-    expression, seen = "", set()
-    for token in re.split(r"(%[YmdH]|\*\*/?|\*|\?|\[[^\]]*\])", pattern):
-        if token in PLACEHOLDERS:
-            name = token[1]
-            digits = "[0-9]{4}" if name == "Y" else "[0-9]{2}"
-            expression += digits if name in seen else f"(?P<{name}>{digits})"
-            seen.add(name)
-        elif token.startswith("**"):
-            expression += ".*"
-        elif token == "*":
-            expression += "[^/]*"
-        elif token == "?":
-            expression += "[^/]"
-        elif token.startswith("["):
-            expression += "[^" + token[2:] if token.startswith("[!") else token
-        else:
-            expression += re.escape(token)
-    return expression
 
 
 def _list(
@@ -174,61 +112,6 @@ def _list(
             yield location, info
         elif folders:
             yield from _list(filesystem, location, folders=False)
-
-
-def _expand(pattern: str, periods: Sequence[Period]) -> Iterator[str]:
-    finest = [p for p in PLACEHOLDERS if p in pattern][-1]
-    for start, end in periods:
-        moment, end = _floor(_utc(start), finest), _utc(end)
-        while moment < end:
-            filled = pattern.replace("%Y", f"{moment.year:04d}").replace(
-                "%m", f"{moment.month:02d}"
-            )
-            yield filled.replace("%d", f"{moment.day:02d}").replace("%H", f"{moment.hour:02d}")
-            try:
-                moment = _next(moment, finest)
-            except (OverflowError, ValueError):  # the year 10000
-                break
-
-
-def _utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=timezone.utc)
-    return moment.astimezone(timezone.utc)
-
-
-def _floor(moment: datetime, unit: str) -> datetime:
-    return datetime(
-        moment.year,
-        1 if unit == "%Y" else moment.month,
-        1 if unit in ("%Y", "%m") else moment.day,
-        moment.hour if unit == "%H" else 0,
-        tzinfo=timezone.utc,
-    )
-
-
-def _next(moment: datetime, unit: str) -> datetime:
-    if unit == "%H":
-        return moment + timedelta(hours=1)
-    if unit == "%d":
-        return moment + timedelta(days=1)
-    return _floor(moment + timedelta(days=31 if unit == "%m" else 366), unit)
-
-
-def _generalise(pattern: str) -> str:
-    for placeholder, glob in PLACEHOLDERS.items():
-        pattern = pattern.replace(placeholder, glob)
-    return pattern
-
-
-def _root(filesystem: fsspec.AbstractFileSystem, pattern: str, exact: bool) -> str:
-    """The folder below which everything lies that the pattern can match."""
-    if exact and filesystem.isdir(pattern):
-        return pattern.rstrip("/")
-    if not exact:
-        pattern = _generalise(pattern)
-        pattern = pattern[: min((i for i in map(pattern.find, "*?[") if i >= 0), default=None)]
-    return pattern.rpartition("/")[0]
 
 
 def _source_file(
@@ -262,11 +145,11 @@ def _modified(info: dict[str, Any]) -> datetime | None:
     for key in ("mtime", "LastModified", "last_modified", "updated"):
         value = info.get(key)
         if isinstance(value, datetime):
-            return _utc(value)
+            return in_utc(value)
         if isinstance(value, (int, float)):
             return datetime.fromtimestamp(value, timezone.utc)
         if isinstance(value, str):
-            return _utc(isoparse(value))
+            return in_utc(isoparse(value))
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resources.document_sources import Document, FieldNames, RefusalReason
-from resources.document_sources.builder import parse_timestamp
+from resources.document_sources.timestamps import parse_timestamp
 from tests.support.documents import UTC, document, jsonl, read, refusal
 
 
