@@ -28,6 +28,7 @@ from resources.embedders.local import CPU_BATCH_TOKENS, LocalEmbedder
 from resources.embedders.local_model.model_files import DEFAULT_MODEL, find_model
 from resources.embedders.local_model.token_batches import padded_length, token_batches
 from resources.lean_imports import import_openvino
+from resources.machine import machine
 
 ENCODE_BATCHES = (8, 16, 32, 64, 128, 256)
 ORACLE_BATCH_TOKENS = (512, 768, 1024, 2048)
@@ -209,7 +210,6 @@ class Oracle(Contestant):
         from resources.embedders.local_model.openvino_model import (
             MODEL_FILE,
             OpenVINOModel,
-            available_cores,
             compiled_model,
         )
 
@@ -226,15 +226,15 @@ class Oracle(Contestant):
         self._tokenizer = embedder.new_tokenizer()
         settings = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
-            "INFERENCE_NUM_THREADS": available_cores(),
-            "NUM_STREAMS": available_cores(),
+            "INFERENCE_NUM_THREADS": machine().cores,
+            "NUM_STREAMS": machine().cores,
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
         compiled = openvino.Core().compile_model(str(folder / MODEL_FILE), "CPU", settings)
         profiled = {**settings, "NUM_STREAMS": 1, "PERF_COUNT": True}
         self._profiled = openvino.Core().compile_model(str(folder / MODEL_FILE), "CPU", profiled)
         self._inputs = [one.any_name for one in compiled.inputs]
-        self._queue = openvino.AsyncInferQueue(compiled, available_cores())
+        self._queue = openvino.AsyncInferQueue(compiled, machine().cores)
         self._batches: list[dict[str, np.ndarray]] = []
 
     def prepare(self, texts: list[str]) -> None:

@@ -14,12 +14,9 @@ import pyarrow as pa
 from embedding_assets.artifacts.rows import to_arrow
 from resources.duckdb_engine import duckdb
 from resources.leftovers import owner, remove_leftovers
+from resources.machine import machine
 
 _PREFIX = "embedding-assets-"
-MEMORY_LIMIT = "256MB"
-"""What DuckDB may hold before it spills to disk. A sort needs about that much for each thread."""
-
-
 _OF_FILE = pa.schema([("path", pa.string()), ("partition", pa.string())])
 _PARQUET = re.compile(r"read_parquet\(\$(\w+)")
 
@@ -45,11 +42,13 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        here = machine()
+        self._memory_limit = f"{here.sort_memory}B"
         self._database = duckdb.connect(
             ":memory:",
             config={
-                "memory_limit": MEMORY_LIMIT,
-                "threads": "1",
+                "memory_limit": self._memory_limit,
+                "threads": str(here.data_threads),
                 # Else what is freed is kept in case that it is soon wanted again: 75 MB.
                 "allocator_background_threads": "true",
                 "temp_directory": str(folder / "spill"),
@@ -123,7 +122,7 @@ class Scratch:
         for table in tables:
             self.execute(f"DROP TABLE {table}")
         # Sets nothing new; but then DuckDB empties its allocator, which may hold 40 MB.
-        self.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        self.execute(f"SET memory_limit = '{self._memory_limit}'")
 
     def name_partitions(self, partitions: Mapping[str, str]) -> None:
         """Tells the partition of each path, in the place of what was told before."""

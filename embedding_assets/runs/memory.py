@@ -1,18 +1,21 @@
-"""How much memory this process holds, and how soon it gives back what it has freed."""
+"""How much memory this process holds, and how much of it and of the cores its libraries take."""
 
 import ctypes
+import os
 import resource
 import sys
 from functools import cache
 from pathlib import Path
+
+from resources.machine import machine
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 @cache
-def give_back_freed_memory() -> None:
-    """Makes the allocators of this process return freed memory early.
+def use_what_is_allowed() -> None:
+    """Makes libraries take the cores of this process only, and return freed memory early.
 
     Batches of vectors and texts are large blocks that many threads allocate and free. By default
     glibc keeps an arena for each thread, and after each freed block keeps larger ones for reuse;
@@ -20,6 +23,9 @@ def give_back_freed_memory() -> None:
     """
     import pyarrow as pa  # not for who only asks for the peak
 
+    cores = machine().cores
+    pa.set_cpu_count(cores)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # of tokenizers
     pa.set_memory_pool(pa.system_memory_pool())
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library

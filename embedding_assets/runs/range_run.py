@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from embedding_assets.runs.memory import give_back_freed_memory
+from embedding_assets.runs.memory import use_what_is_allowed
 from resources.errors import InvalidInputError
 
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
@@ -46,7 +46,7 @@ class RangeRun:
         self._started = time.monotonic()
 
     def __enter__(self) -> "RangeRun":
-        give_back_freed_memory()
+        use_what_is_allowed()
         return self
 
     def record(self, finished: Mapping[str, Mapping[str, Any]]) -> None:

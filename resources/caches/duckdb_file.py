@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from resources.duckdb_engine import duckdb
 from resources.errors import EmbeddingAssetsError
+from resources.machine import machine
 
 _log = logging.getLogger(__name__)
 
@@ -18,11 +19,8 @@ class CacheLockedError(EmbeddingAssetsError):
     """Another process held the cache file for longer than the deadline."""
 
 
-# The buffer pool is empty at each opening: more makes neither puts nor look-ups faster. A log that
-# a killed process left is replayed in memory.
+# The buffer pool is empty at each opening: more makes neither puts nor look-ups faster.
 _MEMORY_MB = 64
-_MEMORY_MB_TO_OPEN = 1024
-_THREADS = min(4, os.cpu_count() or 1)
 _ROWS_PER_VECTOR = 2_048  # what each of DuckDB's threads holds at a time, several times over
 # A checkpoint rewrites row groups that are not full, and by default every closing is one. Small
 # groups, and a checkpoint only where the log has grown, write each vector about twice; with the
@@ -51,7 +49,7 @@ class DuckDBEngine:
         self._duckdb = duckdb.connect(
             config={
                 "python_enable_replacements": "false",
-                "threads": str(_THREADS),
+                "threads": str(machine().cache_threads),
                 "allocator_background_threads": "true",
                 "temp_directory": f"{path}.tmp",
                 # Vectors do not compress; trying costs half of the append speed.
@@ -82,7 +80,8 @@ class DuckDBEngine:
             idle.close()
 
     def open(self, dimension: int) -> duckdb.DuckDBPyConnection:
-        self._duckdb.execute(f"SET memory_limit = '{_MEMORY_MB_TO_OPEN}MB'")
+        # A log that a killed process left is replayed in memory.
+        self._duckdb.execute(f"SET memory_limit = '{machine().memory // 4}B'")
         attach(self._duckdb, self._path, "cache", dimension)
         database = self._duckdb.cursor()  # what is registered with a cursor is forgotten with it
         database.execute("USE cache")
@@ -107,7 +106,8 @@ atexit.register(DuckDBEngine.close_idle)
 
 def limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
     """Takes what vectors of a dimension need, and no more."""
-    megabytes = _MEMORY_MB + _THREADS * 8 * _ROWS_PER_VECTOR * 4 * dimension // 1_000_000
+    rows = machine().cache_threads * 8 * _ROWS_PER_VECTOR
+    megabytes = _MEMORY_MB + rows * 4 * dimension // 1_000_000
     database.execute(f"SET memory_limit = '{megabytes}MB'")
 
 

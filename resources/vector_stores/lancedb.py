@@ -24,6 +24,7 @@ from pydantic import Field
 
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
+from resources.machine import machine
 from resources.vector_stores.base import (
     NoIndexError,
     SearchHit,
@@ -51,8 +52,6 @@ _REFINE_FACTOR = 10
 # Clusters in which candidates are sought, of some 8,000 rows each. Over a million rows LanceDB's
 # default of 20 found 0.83 of the ten best, 40 found 0.96 and 80 all (`benchmarks.stores`).
 _PROBES = 80
-_READ_AHEAD_BYTES = 32 * 2**20
-_CACHE_BYTES = 64 * 2**20
 _REMOVALS_AT_A_TIME = 4096
 # Rows that are to be removed have no partition, and no vector by which a search could find them.
 _PRESENT, _REMOVED = "partition IS NOT NULL", "partition IS NULL"
@@ -252,17 +251,18 @@ class LanceDBVectorStore(VectorStore):
 
     @cached_property
     def _database(self) -> Any:
+        here = machine()
         # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
-        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(_READ_AHEAD_BYTES))
+        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(here.index_cache // 2))
         # The newer way to make an index took 73 MB more for 200,000 rows.
         os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
-        # Each thread that works on a merge holds rows of its own. Two took 25 MB more for 12,500
-        # rows, and were a fifth faster.
-        os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
+        # Each thread that works on a merge holds rows of its own: 25 MB for 12,500 of them.
+        for variable in ("TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS"):
+            os.environ.setdefault(variable, str(here.data_threads))
         lancedb = import_lancedb()
         # The defaults are gigabytes, and each commit is met once or twice only.
         session = lancedb.Session(
-            index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+            index_cache_size_bytes=here.index_cache, metadata_cache_size_bytes=here.index_cache
         )
         return lancedb.connect(self.uri, session=session)
 

@@ -44,6 +44,7 @@ from resources.errors import (
 )
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_openvino
+from resources.machine import machine
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ Precision = Literal["fp32", "bf16"]
 
 MIN_GAIN = 1.1
 """bf16 must embed this many times the tokens per second of fp32 to be chosen."""
-
-MAX_STREAMS = 8
 
 
 def compiled_model(files: ModelFiles, space: EmbeddingSpace, cache: Path) -> Path:
@@ -209,8 +208,8 @@ class OpenVINOModel:
         self._dimension = space.dimension
         self._max_tokens = space.max_tokens
         self._batch_tokens = batch_tokens
-        self._threads = available_cores()
-        self._streams = min(self._threads, MAX_STREAMS)
+        here = machine()
+        self._threads, self._streams = here.cores, here.inference_streams
         # Two locks: one call's texts are tokenized while the model works on another's.
         self._tokenizing, self._submitting = threading.Lock(), threading.Lock()
         self._folder = folder
@@ -404,17 +403,17 @@ def _choose_precision(
         return "fp32", "; the processor has no bf16"
     if asked == "bf16":
         return asked, ""
-    machine = f"{processor}, {available_cores()} cores"
+    cpu = f"{processor}, {machine().cores} cores"
     record = folder / "precision.json"
     # One process races, the others wait: at a time they would measure each other.
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
-            return known[machine]["precision"], known[machine]["note"]
+            return known[cpu]["precision"], known[cpu]["note"]
         except (OSError, ValueError, KeyError, TypeError):
             chosen, note = _race(load)
             # One processor's record is enough: a folder of models is seldom shared between kinds.
-            write_json(record, {machine: {"precision": chosen, "note": note}})
+            write_json(record, {cpu: {"precision": chosen, "note": note}})
             return chosen, note
 
 
@@ -439,10 +438,3 @@ def _race(load: Callable[[Precision], OpenVINOModel]) -> tuple[Precision, str]:
     fp32, bf16 = float(np.median(speeds["fp32"])), float(np.median(speeds["bf16"]))
     chosen: Precision = "bf16" if bf16 >= MIN_GAIN * fp32 else "fp32"
     return chosen, f"; bf16 runs {bf16 / fp32:.2f} times as fast as fp32 here"
-
-
-def available_cores() -> int:
-    """The cores that this process may use, which containers and `taskset` limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
