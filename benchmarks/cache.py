@@ -1,7 +1,7 @@
 """What the embedding cache saves: without it, cold, warm, and with a share of repeated texts."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +92,7 @@ def measure_cache(
         texts: distinct.
         shares: percentages of repeated texts: within the run (the cache is empty), and against a
             filled cache (the texts of the run are distinct).
-        flush_size: most texts in work that are not yet durable in the cache.
+        flush_size: maximum number of texts in work that are not yet durable in the cache.
         one_at_a_time: so many texts for the slowest way, which is then scaled to all.
         repeats: rounds.
         progress: called with a line for people, now and then.
@@ -131,12 +131,17 @@ def measure_cache(
     for share in (share for share in shares if share < 100):
         way = f"{share} % of the texts in the cache"
         ways[way] = partial(through_cache, way, texts, len(texts) * share // 100)
-    times = in_turn(ways, repeats)
+    return _rows(in_turn(ways, repeats), embedded, len(texts))
+
+
+def _rows(
+    times: Mapping[str, Sequence[float]], embedded: Mapping[str, int], texts: int
+) -> list[CacheRow]:
     return [
         CacheRow(
             way=way,
             embedded=embedded[way],
-            texts_per_second=len(texts) / median(rounds),
+            texts_per_second=texts / median(rounds),
             against_one_at_a_time=speedup(rounds, times[ONE_AT_A_TIME]),
             against_batched=speedup(rounds, times[BATCHED]),
             spread=spread(rounds),

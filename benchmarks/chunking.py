@@ -85,6 +85,34 @@ def unchanged_share(
     return unchanged / total
 
 
+def measure_snapshot(
+    path: Path, splitter: Splitter
+) -> tuple[dict[str, Any], dict[str, tuple[str, Offsets]]]:
+    """The row of the table, and by document id text and tokens' offsets."""
+    documents = read_snapshot(path)
+    texts = list(documents.values())
+    tokenizer = new_tokenizer()  # none of the words is known from the snapshot before
+    begin = time.process_time()
+    offsets = [
+        found
+        for i in range(0, len(texts), BATCH)
+        for found in tokenizer.offsets(texts[i : i + BATCH])
+    ]
+    tokenised = time.process_time()
+    count = sum(len(splitter(*pair)) for pair in zip(texts, offsets, strict=True))
+    done = time.process_time()
+    tokens = sum(map(len, offsets))
+    row = {
+        "snapshot": path.name.removesuffix(".jsonl.gz"),
+        "tokens": f"{tokens:,}",
+        "tokenise, CPU s": tokenised - begin,
+        "split, CPU s": done - tokenised,
+        "tokens/s": tokens / (done - begin),
+        "tokens/chunk": tokens / count,
+    }
+    return row, dict(zip(documents, zip(texts, offsets, strict=True), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Speed of the splitter, and its stability between snapshots of the PEPs."
@@ -107,33 +135,7 @@ def main() -> None:
     def chunks(text: str, offsets: Offsets) -> Spans:
         return [(c.start, c.end) for c in split(text, offsets, max_tokens=arguments.max_tokens)]
 
-    speeds: list[dict[str, Any]] = []
-    snapshots: list[dict[str, tuple[str, Offsets]]] = []
-    for path in paths:
-        documents = read_snapshot(path)
-        ids, texts = list(documents), list(documents.values())
-        tokenizer = new_tokenizer()  # none of the words is known from the snapshot before
-        begin = time.process_time()
-        offsets = [
-            found
-            for i in range(0, len(texts), BATCH)
-            for found in tokenizer.offsets(texts[i : i + BATCH])
-        ]
-        tokenised = time.process_time()
-        count = sum(len(chunks(*pair)) for pair in zip(texts, offsets, strict=True))
-        done = time.process_time()
-        tokens = sum(map(len, offsets))
-        speeds.append(
-            {
-                "snapshot": path.name.removesuffix(".jsonl.gz"),
-                "tokens": f"{tokens:,}",
-                "tokenise, CPU s": tokenised - begin,
-                "split, CPU s": done - tokenised,
-                "tokens/s": tokens / (done - begin),
-                "tokens/chunk": tokens / count,
-            }
-        )
-        snapshots.append(dict(zip(ids, zip(texts, offsets, strict=True), strict=True)))
+    speeds, snapshots = zip(*(measure_snapshot(path, chunks) for path in paths), strict=True)
     shares: list[dict[str, Any]] = []
     for name, splitter in ((CHUNKS, chunks), ("paragraphs (the ceiling)", paragraphs)):
         pieces = [texts_and_tokens(documents, splitter) for documents in snapshots]
@@ -154,7 +156,7 @@ def main() -> None:
         Line(f"share of tokens in unchanged chunks, {latest}", 0.78, shares[0][latest], ""),
         Line("mean length of a chunk", 150, min(s["tokens/chunk"] for s in speeds), "tokens"),
     ]
-    tables = {"Speed": speeds, "What a new snapshot leaves unchanged": shares}
+    tables = {"Speed": list(speeds), "What a new snapshot leaves unchanged": shares}
     write_results("chunking", "Splitting the PEPs", tables, lines)
     print_tables({**tables, "Promises": [line.row() for line in lines]})
 

@@ -158,14 +158,8 @@ def measure_cold(
         facts[name] = worker.ask("prepare", texts=str(path))
         print(f"{kind}, {name}: prepared in {time.perf_counter() - start:.1f} s", flush=True)
     deviations = {} if large else _deviations(running, folder)
-    answers: dict[str, list[dict[str, float]]] = {name: [] for name in running}
-    for number in range(options.minute_repeats if large else options.repeats):
-        for name, worker in running.items():
-            answers[name].append(worker.ask("run"))
-        rates = ", ".join(
-            f"{name} {sum(lengths) / a[-1]['seconds']:,.0f}" for name, a in answers.items()
-        )
-        print(f"{kind}, round {number + 1}: tokens/s: {rates}", flush=True)
+    repeats = options.minute_repeats if large else options.repeats
+    answers = _rounds(kind, running, repeats, sum(lengths))
     seconds = {name: [one["seconds"] for one in all_] for name, all_ in answers.items()}
     shape = ModelShape.of_default_model()
     flops = sum(shape.flops(length) for length in lengths)
@@ -197,6 +191,19 @@ def measure_cold(
             }
         )
     return rows, seconds
+
+
+def _rounds(
+    kind: str, running: Mapping[str, Worker], repeats: int, tokens: int
+) -> dict[str, list[dict[str, float]]]:
+    """What each contestant answers, round by round."""
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+    for number in range(repeats):
+        for name, worker in running.items():
+            answers[name].append(worker.ask("run"))
+        rates = ", ".join(f"{name} {tokens / a[-1]['seconds']:,.0f}" for name, a in answers.items())
+        print(f"{kind}, round {number + 1}: tokens/s: {rates}", flush=True)
+    return answers
 
 
 def _deviations(running: Mapping[str, Worker], folder: Path) -> dict[str, float]:

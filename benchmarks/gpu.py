@@ -28,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from resources.embedders.cosine import least_cosine
 from resources.embedders.local import CALLS_PER_GPU
 from resources.embedders.local_model.device_workers import (
     DeviceWorkers,
@@ -188,6 +189,43 @@ def recovers_from_out_of_memory(model: TorchModel, window: TokenizedTexts) -> Fi
     return Figure("memory for a third of a batch: budget", value, "halved, then back", met)
 
 
+def deviates(model: TorchModel, files: ModelFiles, device: str, texts: list[str]) -> Figure:
+    """Compares with the padded fp32 reference."""
+    exact = load_sentence_transformer(files, device)
+    reference = exact.encode(texts, batch_size=8, show_progress_bar=False)
+    deviation = 1 - least_cosine(model.embed(texts).vectors, reference)
+    return Figure(
+        "deviation from padded fp32, worst of all",
+        f"{deviation:.1e}",
+        f"≤ {MAX_DEVIATION:.0e}",
+        deviation <= MAX_DEVIATION,
+    )
+
+
+def device_speed(
+    size: Size, name: str, window: TokenizedTexts, speed: float, peak: float
+) -> list[Figure]:
+    """Speed with token ids at hand, in tokens a second and as a share of the matrix peak."""
+    share = speed * size.flops(window.lengths) / len(window.tokens) / peak
+    is_target = name == "128 tokens"
+    wanted = size.tokens_per_second if is_target else None
+    wanted_share = size.peak_share if is_target else None
+    return [
+        Figure(
+            f"device, {name}",
+            f"{speed:,.0f} tokens/s",
+            f"≥ {wanted:,.0f}" if wanted else "",
+            speed >= wanted if wanted else None,
+        ),
+        Figure(
+            f"device, {name}: share of matrix peak",
+            f"{share:.1%}",
+            f"≥ {wanted_share:.0%}" if wanted_share else "",
+            share >= wanted_share if wanted_share else None,
+        ),
+    ]
+
+
 def measure(size: Size, folder: Path, device: str, quick: bool, peak: float) -> list[Figure]:
     files = ModelFiles(save_model(size, folder), size.name, max_tokens=512)
     space = files.space(FileHashes(folder / "hashes.json"))
@@ -204,7 +242,6 @@ def measure(size: Size, folder: Path, device: str, quick: bool, peak: float) -> 
     if model._engine is None:
         return [*figures, Figure("packed", "no", "yes", False)]
 
-    # Deviation from the padded fp32 reference.
     tokenizer = files.tokenizer()
     tokens = TextTokenizer(tokenizer, space.max_tokens, files.truncation_side)
     lengths = {
@@ -212,49 +249,15 @@ def measure(size: Size, folder: Path, device: str, quick: bool, peak: float) -> 
         "mixed lengths": mixed_lengths(count, space.max_tokens),
     }
     texts = {name: texts_of(tokenizer, values) for name, values in lengths.items()}
-    checked = texts["mixed lengths"][: 256 if device == "cuda" else 8]
-    exact = load_sentence_transformer(files, device)
-    reference = exact.encode(checked, batch_size=8, show_progress_bar=False).astype(np.float64)
-    del exact
-    ours = model.embed(checked).vectors.astype(np.float64)
-    cosines = (ours * reference).sum(1)
-    cosines /= np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
-    deviation = float(1 - cosines.min())
     figures.append(
-        Figure(
-            "deviation from padded fp32, worst of all",
-            f"{deviation:.1e}",
-            f"≤ {MAX_DEVIATION:.0e}",
-            deviation <= MAX_DEVIATION,
-        )
+        deviates(model, files, device, texts["mixed lengths"][: 256 if device == "cuda" else 8])
     )
-
-    # Token ids at hand.
     for name, values in texts.items():
         window = tokens.tokenize(values)
         speed = tokens_per_second(
             model._engine.embed, [window] * windows, windows * len(window.tokens), repeats
         )
-        share = speed * size.flops(window.lengths) / len(window.tokens) / peak
-        is_target = name == "128 tokens"
-        wanted = size.tokens_per_second if is_target else None
-        figures.append(
-            Figure(
-                f"device, {name}",
-                f"{speed:,.0f} tokens/s",
-                f"≥ {wanted:,.0f}" if wanted else "",
-                speed >= wanted if wanted else None,
-            )
-        )
-        wanted = size.peak_share if is_target else None
-        figures.append(
-            Figure(
-                f"device, {name}: share of matrix peak",
-                f"{share:.1%}",
-                f"≥ {wanted:.0%}" if wanted else "",
-                share >= wanted if wanted else None,
-            )
-        )
+        figures += device_speed(size, name, window, speed, peak)
     if device == "cuda":
         figures.append(recovers_from_out_of_memory(model, tokens.tokenize(texts["128 tokens"])))
     del model
