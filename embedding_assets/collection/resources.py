@@ -9,7 +9,6 @@ from embedding_assets.collection.environment import Environment, read_environmen
 from embedding_assets.collection.settings import CollectionSettings
 from resources.artifact_stores.from_url import artifact_store_from_url
 from resources.caches.from_url import cache_from_url
-from resources.document_sources import FieldNames, FileDocumentSource
 from resources.errors import InvalidInputError
 from resources.notifier import LogNotifier, WebhookNotifier
 from resources.vector_stores.from_url import vector_store_from_url
@@ -49,14 +48,8 @@ def collection_resources(
     """The resources of one collection, by resource key."""
     environment = environment or read_environment()
     collection = Collection(settings)
-    source = settings.source
     resources: dict[str, Any] = {
-        collection.source_key: FileDocumentSource(
-            path=source.path,
-            format=source.format,
-            fields=FieldNames(**source.fields.model_dump()),
-            max_document_bytes=source.max_document_bytes,
-        ),
+        collection.source_key: settings.source.build(),
         collection.embedder_key: settings.embedder.build(environment.models),
     }
     if settings.fallback:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-from pydantic import ByteSize, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embedding_assets.collection.base_settings import Settings
 from embedding_assets.collection.embedder_settings import (
@@ -14,42 +14,28 @@ from embedding_assets.collection.embedder_settings import (
     AnyFallback,
     LocalEmbedderSettings,
 )
-from resources.document_sources import FileFormat
+from resources.document_sources import FileDocumentSource
 from resources.document_sources.dated_paths import PLACEHOLDERS
+from resources.document_sources.settings import FileSourceSettings
 
 
-class FieldSettings(Settings):
-    id: str = Field(default="id", description="Field that holds the document's id.")
-    title: str = Field(default="title", description="Field that holds the title; may be absent.")
-    text: str = Field(default="text", description="Field that holds the text.")
-    timestamp: str | None = Field(
-        default=None,
-        description="Field that holds the document's own time (ISO 8601, or seconds since 1970); "
-        "needed for partitions by time. 'modified' takes the time of a text file.",
-    )
+class SourceSettings(FileSourceSettings, Settings):
+    """Where the documents are.
 
+    Relative paths start at the folder of the YAML file if what they name is there, else at the
+    project.
+    """
 
-class SourceSettings(Settings):
-    path: str = Field(
-        description="File, folder, glob or fsspec URL; strftime placeholders such as "
-        "archive/%Y/%m/*.parquet limit what is read to the partitions that run. "
-        "Relative paths start at the folder of the YAML file if it is there, else at the project."
-    )
-    format: FileFormat | None = Field(
-        default=None, description="Format of the files; by default told from their endings."
-    )
-    fields: FieldSettings = FieldSettings()
-    max_document_bytes: ByteSize = Field(
-        default=ByteSize(10_000_000),
-        gt=0,
-        description="Longer texts (in UTF-8) are quarantined; 10MB, or a number of bytes.",
-    )
     read_unchanged_files: bool = Field(
         default=False,
         description="Read a partition's files again even if the storage says that all of them are "
         "as they were: their sizes, their times, and on object stores their ETags. For storages "
         "whose word is not good.",
     )
+
+    def build(self) -> FileDocumentSource:
+        """The source of these documents."""
+        return FileDocumentSource(**self.model_dump(include=set(FileSourceSettings.model_fields)))
 
 
 class PartitionSettings(Settings):

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from enum import Enum
 
 import dagster as dg
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from resources.errors import EmbeddingAssetsError
 
@@ -92,6 +92,8 @@ class Refusal:
 
 class FieldNames(dg.Config):
     """How a source's records name the parts of a document. All other fields become metadata."""
+
+    model_config = ConfigDict(extra="forbid")
 
     id: str = Field(
         default="id",

@@ -5,12 +5,10 @@ from typing import BinaryIO, cast
 
 import fsspec
 from fsspec.core import url_to_fs
-from pydantic import Field
 
 from resources.document_sources.base import (
     Document,
     DocumentSource,
-    FieldNames,
     Period,
     Refusal,
     RefusalReason,
@@ -18,40 +16,13 @@ from resources.document_sources.base import (
 )
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.dated_paths import period_of
-from resources.document_sources.formats.registry import BY_ENDING, FileFormat, format_of, read_file
+from resources.document_sources.formats.registry import format_of, read_file
 from resources.document_sources.listing import find_files
+from resources.document_sources.settings import FileSourceSettings
 
 
-class FileDocumentSource(DocumentSource):
+class FileDocumentSource(FileSourceSettings, DocumentSource):
     """Documents in files of the formats of `FileFormat`, on any fsspec storage."""
-
-    path: str = Field(
-        description=(
-            "File, folder (with all its subfolders), glob such as `archive/**/*.jsonl.gz`, or any "
-            "fsspec URL such as `s3://bucket/archive`. %Y, %m, %d and %H stand for the time of a "
-            "file's documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files "
-            "of its own partitions. Names that begin with a dot are ignored, as in a shell."
-        ),
-    )
-    format: FileFormat | None = Field(
-        default=None,
-        description=(
-            f"Format of all files: {', '.join(each.value for each in FileFormat)}. Empty: told by "
-            f"each file's ending ({' '.join(BY_ENDING)}; all but Parquet also with .gz)."
-        ),
-    )
-    fields: FieldNames = Field(
-        default_factory=FieldNames,
-        description="Names of the record fields that hold id, title, text and timestamp.",
-    )
-    max_document_bytes: int = Field(
-        default=10_000_000,
-        gt=0,
-        description=(
-            "Largest document, in bytes of UTF-8; a larger one is refused. A line of JSONL or a "
-            "row of CSV may have 64 KiB more."
-        ),
-    )
 
     def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
         return find_files(self.path, periods)[1]

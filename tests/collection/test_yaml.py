@@ -108,6 +108,12 @@ attributes:
     assert settings.partitions.start == "2000-01-01"
 
 
+def test_the_largest_document_may_be_said_in_megabytes(project: Project) -> None:
+    settings = project.load({"name": "docs", "source": {"path": "x", "max_document_bytes": "2MB"}})
+    assert settings.source.max_document_bytes == 2_000_000
+    assert settings.source.build().max_document_bytes == 2_000_000
+
+
 def test_a_start_day_needs_no_quotes(project: Project) -> None:
     settings = project.load(
         "type: embedding_assets.EmbeddingCollection\n"
@@ -144,7 +150,10 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
         ({"embedder": {"modle": "x"}}, ["modle", "not permitted"]),
         ({"embedder": {"base_url": "http://x"}}, ["set provider: openai", "base_url"]),
         ({"fallback": {"provider": "azure"}}, ["fallback", "'local' or 'openai'"]),
-        ({"source": {"path": "x", "max_document_bytes": "big"}}, ["max_document_bytes", "byte"]),
+        (
+            {"source": {"path": "x", "max_document_bytes": "big"}},
+            ["max_document_bytes", "looks like 500KB"],
+        ),
         ({"evaluation": {"queries": "q"}}, ["evaluation", "qrels"]),
         ({"evaluation": {"queries": "q", "qrels": "r", "min_ndcg_at_10": 2}}, ["min_ndcg_at_10"]),
         ({"evaluation": {"queries": " ", "qrels": "r"}}, ["queries must name a file"]),

@@ -1,0 +1,50 @@
+"""What can be set about documents in files, in a collection's YAML and in code."""
+
+from typing import Any
+
+from pydantic import BaseModel, ByteSize, Field, TypeAdapter, ValidationError, field_validator
+
+from resources.document_sources.base import FieldNames
+from resources.document_sources.formats.registry import BY_ENDING, FileFormat
+
+
+class FileSourceSettings(BaseModel):
+    """Which files are read, and how their records name the parts of a document."""
+
+    path: str = Field(
+        description=(
+            "File, folder (with all its subfolders), glob such as `archive/**/*.jsonl.gz`, or any "
+            "fsspec URL such as `s3://bucket/archive`. %Y, %m, %d and %H stand for the time of a "
+            "file's documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files "
+            "of its own partitions. Names that begin with a dot are ignored, as in a shell."
+        ),
+    )
+    format: FileFormat | None = Field(
+        default=None,
+        description=(
+            f"Format of all files: {', '.join(each.value for each in FileFormat)}. Empty: told by "
+            f"each file's ending ({' '.join(BY_ENDING)}; all but Parquet also with .gz)."
+        ),
+    )
+    fields: FieldNames = Field(
+        default_factory=FieldNames,
+        description="Names of the record fields that hold id, title, text and timestamp.",
+    )
+    max_document_bytes: int = Field(
+        default=10_000_000,
+        gt=0,
+        description=(
+            "Largest document in UTF-8, as 10MB or a number of bytes; a larger one is refused. "
+            "A line of JSONL or a "
+            "row of CSV may have 64 KiB more."
+        ),
+    )
+
+    @field_validator("max_document_bytes", mode="before")
+    @classmethod
+    def _bytes(cls, given: Any) -> Any:
+        # Not the field's type: Dagster's configuration does not know sizes.
+        try:
+            return int(TypeAdapter(ByteSize).validate_python(given))
+        except ValidationError:
+            raise ValueError(f"a size looks like 500KB or 10MB; got {given!r}") from None
