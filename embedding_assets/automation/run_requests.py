@@ -71,7 +71,7 @@ def partition_runs(
     Args:
         wanted: partition keys.
         known: all partition keys, in order.
-        partitions_per_run: most partitions of one run; None: no limit.
+        partitions_per_run: maximum number of partitions of one run; None: no limit.
         most: most runs.
 
     Returns:

@@ -100,10 +100,12 @@ class FallbackSettings(EmbedderSettings):
     )
 
 
-class LocalFallbackSettings(LocalEmbedderSettings, FallbackSettings): ...
+class LocalFallbackSettings(LocalEmbedderSettings, FallbackSettings):
+    """A model on this machine that takes the first embedder's place."""
 
 
-class OpenAIFallbackSettings(OpenAIEmbedderSettings, FallbackSettings): ...
+class OpenAIFallbackSettings(OpenAIEmbedderSettings, FallbackSettings):
+    """A server that takes the first embedder's place."""
 
 
 _BY_PROVIDER = Discriminator(

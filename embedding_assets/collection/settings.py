@@ -39,6 +39,8 @@ class SourceSettings(FileSourceSettings, Settings):
 
 
 class PartitionSettings(Settings):
+    """How a collection is cut into partitions."""
+
     by: Literal["day", "week", "month", "year", "bucket"] = Field(
         default="bucket",
         description="The period of the document's timestamp; 'bucket' is a hash of its id, for "
@@ -63,6 +65,8 @@ class PartitionSettings(Settings):
 
 
 class ChunkingSettings(Settings):
+    """How documents are cut into chunks, and what goes before each."""
+
     strategy: Literal["structure", "whole"] = Field(
         default="structure",
         description="'structure' cuts along headings, paragraphs, sentences and words; 'whole' "
@@ -71,11 +75,11 @@ class ChunkingSettings(Settings):
     max_tokens: int = Field(
         default=256,
         ge=16,
-        description="Maximum tokens of one embedded text, context and special tokens included; "
-        "never more than the model's own limit.",
+        description="Maximum number of tokens of one embedded text, context and special tokens "
+        "included; never more than the model's own limit.",
     )
     overlap: int = Field(
-        default=0, ge=0, description="Tokens that neighbouring chunks share at most."
+        default=0, ge=0, description="Maximum number of tokens that neighbours share."
     )
     context: Literal["none", "title", "headings"] = Field(
         default="title",
@@ -93,6 +97,8 @@ class ChunkingSettings(Settings):
 
 
 class EvaluationSettings(Settings):
+    """Judged queries that the index is measured with after each run."""
+
     queries: str = Field(description='JSON Lines file with {"_id": ..., "text": ...} a query.')
     qrels: str = Field(description="TSV file: query id, document id, relevance (BEIR layout).")
     min_ndcg_at_10: float = Field(
@@ -108,6 +114,8 @@ class EvaluationSettings(Settings):
 
 
 class CheckSettings(Settings):
+    """When the checks of a run warn or fail."""
+
     min_chunks_per_second: float = Field(
         default=1.0, ge=0, description="Throughput of embedding under which the check warns."
     )
@@ -140,6 +148,8 @@ class CheckSettings(Settings):
 
 
 class BackfillSettings(Settings):
+    """How a backfill is cut into runs."""
+
     partitions_per_run: int | None = Field(
         default=None,
         ge=1,
@@ -150,6 +160,8 @@ class BackfillSettings(Settings):
 
 
 class SourceSensorSettings(Settings):
+    """How often, and how long, the sensor looks for changed files."""
+
     every_seconds: int = Field(
         default=60, ge=1, description="Minimum seconds between two looks at the source."
     )
@@ -157,8 +169,8 @@ class SourceSensorSettings(Settings):
         default=20.0,
         gt=0,
         le=50,
-        description="Time that a look takes at most for opening changed files, in seconds; the "
-        "others wait for the next one. A single file that takes longer is taken to touch every "
+        description="Maximum seconds that a look takes for opening changed files; the others "
+        "wait for the next one. A single file that takes longer is taken to touch every "
         "partition. Dagster gives up a sensor after 60 s.",
     )
     max_runs_per_tick: int = Field(
@@ -169,6 +181,8 @@ class SourceSensorSettings(Settings):
 
 
 class ReconcileSensorSettings(Settings):
+    """How often, and how long, the sensor compares source, quarantine and index."""
+
     every_seconds: int = Field(
         default=3600, ge=1, description="Minimum seconds between two comparisons."
     )
@@ -176,8 +190,8 @@ class ReconcileSensorSettings(Settings):
         default=20.0,
         gt=0,
         le=50,
-        description="Time that a comparison takes at most for each, files and partitions, in "
-        "seconds; the next one goes on from there.",
+        description="Maximum seconds that a comparison takes for each, files and partitions; the "
+        "next one goes on from there.",
     )
     max_runs_per_tick: int = Field(
         default=10, ge=1, description="Maximum number of runs that one comparison requests."
@@ -190,6 +204,8 @@ class ReconcileSensorSettings(Settings):
 
 
 class AutomationSettings(Settings):
+    """What starts runs by itself, and when."""
+
     running: bool = Field(
         default=False,
         description="Whether schedule and sensors run as soon as the project is loaded; "
@@ -220,6 +236,8 @@ class AutomationSettings(Settings):
 
 
 class CollectionSettings(Settings):
+    """All that the YAML file of a collection may say."""
+
     name: str = Field(
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Asset key prefix and table name: letters, digits and underscores.",

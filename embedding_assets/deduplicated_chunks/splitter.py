@@ -136,9 +136,8 @@ def split(
         text: canonical text.
         token_offsets: shape (tokens, 2), integers: the character span of each token of the text,
             without special tokens, as `DocumentTokenizer.offsets` gives them.
-        max_tokens: most tokens in a chunk. Only a single character that makes more tokens than
-            that exceeds it.
-        overlap: most tokens that a chunk repeats from the end of the one before, in whole
+        max_tokens: maximum of a chunk. Only a single character that makes more exceeds it.
+        overlap: maximum of what a chunk repeats from the end of the one before, in whole
             sentences or, if none fits, whole words.
 
     Returns:

@@ -14,7 +14,7 @@ from resources.limits.base import NO_LIMITS, Answer, Limits, RateLimiter
 
 SLOTS = 100
 PACE = 0.15
-"""Most of a limit that is granted within a tenth of its window."""
+"""Maximum share of a limit that is granted within a tenth of its window."""
 LONGEST_SLEEP = 0.05
 """Seconds between two looks at a spent budget: another process may end a request at any time."""
 

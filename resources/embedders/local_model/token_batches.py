@@ -199,8 +199,8 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
 
     Args:
         lengths: shape (n,), int; tokens of each text.
-        batch_tokens: most tokens of a batch, padding to its longest text included; a longer text
-            goes alone.
+        batch_tokens: maximum number of tokens of a batch, padding to its longest text included;
+            a longer text goes alone.
 
     Yields:
         Row numbers of one batch.

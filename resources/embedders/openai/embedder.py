@@ -21,7 +21,7 @@ from resources.errors import EmbeddingError, SettingsError
 from resources.identity.embedding_space import EmbeddingSpace, canonical_json
 
 _SHARE_OF_LIMIT = 0.05
-"""Most of the tokens per minute that one request takes, so that the budget is used evenly."""
+"""Maximum share of the tokens per minute that one request takes: the budget is used evenly."""
 
 _making = threading.Lock()
 
