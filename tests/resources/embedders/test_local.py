@@ -6,9 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,58 +29,18 @@ from resources.embedders.local_model.token_batches import (
 from resources.embedders.local_model.torch_model import TorchModel
 from resources.errors import EmbeddingError, ModelError, TextError
 from tests.support.data import XQUAD, json_lines, snapshot
+from tests.support.models import (
+    LAYOUTS,
+    SENTENCES,
+    SIZES,
+    compile_here,
+    cosines,
+    reference,
+    save_model,
+    save_transformer,
+)
 
 PROJECT = Path(__file__).parents[3]
-
-SENTENCES = [
-    "The northern lights are caused by charged particles that hit the upper atmosphere.",
-    "How do I renew a passport?",
-    "Rust has no garbage collector.",
-    "He bought three apples, two pears and a bunch of grapes.",
-    "Interest rates rose by a quarter of a point in March.",
-    "for key, value in sorted(mapping.items()): print(key, value)",
-    "Die Katze schläft auf dem Sofa.",
-    "El tren sale a las ocho y media.",
-    "東京は日本の首都です。",
-    "Привет, как дела?",
-    "مرحبا بالعالم",
-    "The quick brown fox jumps over the lazy dog. " * 12,
-    "A vector index must never hold vectors of two models. " * 40,
-    "UPPER CASE AND lower case",
-    "  white space \t around\n and \r\n within  ",
-    "<html><body>&nbsp;</body></html>",
-    "e\u0301 is é, and ﬁ is a ligature",
-    "🙂👍🏽🏳️‍🌈",
-    "word",
-    "",
-    " ",
-    ".",
-    "[CLS] [SEP] [MASK] <s> </s>",
-    "0x1F 3.14159 1e-9 12,345.67",
-]
-
-
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-
-
-@lru_cache(maxsize=2)
-def sentence_transformer(folder: str) -> Any:
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    torch.set_num_threads(1)  # small models lose more than they gain by threads
-    return SentenceTransformer(
-        folder, device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
-    )
-
-
-def reference(embedder: LocalEmbedder, texts: list[str], prompt: str = "") -> np.ndarray:
-    """What sentence-transformers' own `encode` says, in fp32 on the CPU."""
-    model = sentence_transformer(str(embedder._files.folder))
-    model.max_seq_length = embedder.space.max_tokens
-    return model.encode(texts, prompt=prompt, show_progress_bar=False)
 
 
 def run_python(program: str, *arguments: str) -> dict[str, Any]:
@@ -142,15 +100,6 @@ def test_space_of_the_default_model_is_the_one_that_stored_vectors_carry(default
     assert default.max_text_tokens == 254
 
 
-def test_vectors_come_in_the_order_of_the_texts_and_duplicates_agree(default):
-    texts = SENTENCES + SENTENCES[::-1]
-    vectors = default.embed(texts).vectors
-    assert cosines(vectors, vectors[::-1]).min() >= 1 - 1e-6
-    np.testing.assert_allclose(
-        vectors[: len(SENTENCES)], default.embed(SENTENCES).vectors, atol=1e-5
-    )
-
-
 def test_tokens_are_counted_with_special_tokens_and_cuts_without(default):
     batch = default.embed(["one two three", "", "word " * 254, "word " * 300])
     assert batch.tokens.tolist() == [5, 2, 256, 256]
@@ -162,13 +111,6 @@ def test_no_texts_give_no_vectors_and_load_no_model(tmp_path):
     embedder = LocalEmbedder(model_cache=str(tmp_path))
     assert embedder.embed([]).vectors.shape == (0, 384)
     assert "not loaded" in embedder.describe()
-
-
-def test_tokenizer_neither_cuts_nor_pads(default):
-    tokenizer = default.new_tokenizer()
-    assert len(tokenizer.encode("word " * 1000).ids) == 1002
-    assert [len(encoding) for encoding in tokenizer.encode_batch(["a", "a b c"])] == [3, 5]
-    assert default.new_tokenizer() is not tokenizer
 
 
 def test_text_that_cannot_be_tokenized_is_named(default):
@@ -200,23 +142,6 @@ def test_failure_of_openvino_surfaces_and_the_next_call_works(default, monkeypat
         with pytest.raises(TextError):
             default.embed(SENTENCES)
     assert np.isfinite(default.embed(SENTENCES).vectors).all()
-
-
-def test_threads_may_share_an_embedder(default):
-    expected = default.embed(SENTENCES).vectors
-    results: dict[int, np.ndarray] = {}
-
-    def work(number: int) -> None:
-        results[number] = default.embed(SENTENCES).vectors
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4
-    for vectors in results.values():
-        np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
 def test_a_batch_that_fails_spoils_no_other_call_at_that_time(default, monkeypatch):
@@ -260,7 +185,6 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "openvino", "huggingf
 def test_space_and_tokenizer_import_nothing_heavy(tmp_path):
     program = f"""
 import json, sys
-from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model_cache=sys.argv[1])
 assert embedder.space.dimension == 384 and embedder.max_text_tokens == 254
@@ -274,7 +198,6 @@ def test_fresh_process_loads_what_was_compiled_and_gives_identical_vectors(defau
     expected = default.embed(SENTENCES[:6]).vectors
     program = """
 import json, sys
-from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model_cache=sys.argv[1], device="cpu", precision="fp32")
 vectors = embedder.embed(json.loads(sys.argv[2])).vectors
@@ -300,131 +223,6 @@ def compiled_here(monkeypatch):
 
     monkeypatch.setattr(openvino_model, "_run_compiler", run)
     return calls
-
-
-def compile_here(files: Any, output: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model_compiler.compile_model(files, output).write(output)
-
-
-def bert_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=500, special_tokens=special)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=48,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-
-
-def roberta_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        cls_token="<s>",
-        sep_token="</s>",
-        mask_token="<mask>",
-        model_max_length=48,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 500,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
-
-
-def save_transformer(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
-    """A plain transformers model with random weights, large enough that its vectors differ."""
-    import torch
-    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
-
-    torch.manual_seed(seed)
-    if kind == "bert":
-        config = BertConfig(**SIZES, max_position_embeddings=64, initializer_range=0.3)
-        model, tokenizer = BertModel(config), bert_tokenizer()
-    else:
-        config = RobertaConfig(
-            **SIZES, max_position_embeddings=50, type_vocab_size=1, initializer_range=0.3
-        )
-        model, tokenizer = RobertaModel(config), roberta_tokenizer()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def save_model(
-    folder: Path,
-    pooling: Any = "mean",
-    dense: bool = False,
-    normalize: bool = True,
-    kind: str = "bert",
-    seed: int = 0,
-    **settings: Any,
-) -> Path:
-    """A sentence-transformers model with random weights."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer import modules
-
-    plain = save_transformer(folder.with_name(f"{folder.name}-plain"), kind, seed)
-    transformer = modules.Transformer(str(plain))
-    pool = modules.Pooling(32, pooling)
-    layers: list[Any] = [transformer, pool]
-    if dense:
-        torch.manual_seed(seed)
-        layers.append(modules.Dense(pool.get_embedding_dimension(), 24))
-    if normalize:
-        layers.append(modules.Normalize())
-    SentenceTransformer(modules=layers, device="cpu", **settings).save(str(folder))
-    return folder
-
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "mean": {},
-    "cls": {"pooling": "cls"},
-    "max": {"pooling": "max"},
-    "last token": {"pooling": "lasttoken"},
-    "two poolings and dense": {"pooling": ("cls", "mean"), "dense": True},
-    "not normalized": {"pooling": "mean_sqrt_len_tokens", "normalize": False},
-    "truncated dimension": {"truncate_dim": 20},
-    "RoBERTa": {"kind": "roberta"},
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -549,7 +347,6 @@ def test_two_processes_compile_once(tmp_path):
     program = """
 import json, sys
 from resources.embedders.local_model import openvino_model
-from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 compiled = []
 run = openvino_model._run_compiler
@@ -880,7 +677,6 @@ def test_copy_from_the_hub_has_the_space_of_the_packaged_one(default, tmp_path):
     program = """
 import json, os, sys
 os.environ["HF_HUB_CACHE"] = sys.argv[1]
-from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 embedder = LocalEmbedder(model="all-MiniLM-L6-v2", model_cache=sys.argv[1])
 print(json.dumps([embedder.space.id, str(embedder._files.folder)]))

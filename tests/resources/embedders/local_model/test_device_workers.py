@@ -21,7 +21,7 @@ from resources.embedders.local_model.device_workers import (
 )
 from resources.embedders.local_model.model_files import FileHashes, ModelFiles
 from resources.errors import EmbeddingError, ModelError, TextError
-from tests.resources.embedders.test_local import SENTENCES, cosines, save_model
+from tests.support.models import SENTENCES, cosines, save_model
 
 DEVICES = {"device A": {"OMP_NUM_THREADS": "1"}, "device B": {"OMP_NUM_THREADS": "1"}}
 

@@ -1,7 +1,6 @@
 """Packed batches give the padded reference's vectors, and memory that runs out stops no run."""
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from resources.embedders.local_model.token_budget import (
 )
 from resources.embedders.local_model.torch_model import TorchModel
 from resources.errors import EmbeddingError, TextOutOfMemoryError
-from tests.resources.embedders.test_local import (
+from tests.support.models import (
     LAYOUTS,
     SENTENCES,
     SIZES,
@@ -184,13 +183,6 @@ def test_attention_is_never_asked_for_more_than_one_text_at_a_time(tmp_path, mon
     assert sizes == 2 * sorted(tokens.tolist(), reverse=True)  # two layers
 
 
-def test_vector_of_a_text_does_not_depend_on_its_batch(tmp_path):
-    model = load(save_model(tmp_path / "model"), tmp_path, batch_tokens=10_000)
-    together = model.embed(SENTENCES).vectors
-    alone = np.concatenate([model.embed([text]).vectors for text in SENTENCES])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-
-
 def test_prompts_are_packed_with_their_texts(tmp_path):
     folder = save_model(tmp_path / "model")
     model = load(folder, tmp_path)
@@ -327,23 +319,6 @@ def test_failure_other_than_of_memory_surfaces_and_the_next_call_works(tmp_path,
         with pytest.raises(EmbeddingError, match="illegal memory access"):
             model.embed(SENTENCES)
     assert np.isfinite(model.embed(SENTENCES).vectors).all()
-
-
-def test_threads_share_a_packed_model(tmp_path):
-    model = load(save_model(tmp_path / "model"), tmp_path, batch_tokens=60)
-    expected = model.embed(SENTENCES).vectors
-    results = {}
-
-    def work(number: int) -> None:
-        results[number] = model.embed(SENTENCES[number:]).vectors
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(6):
-        np.testing.assert_allclose(results[number], expected[number:], atol=1e-5)
 
 
 def test_no_more_batches_are_in_flight_than_allowed(tmp_path, monkeypatch):
