@@ -1,9 +1,15 @@
-"""The pages lead to files that exist, and CONTRIBUTING.md says how few of them a change touches."""
+"""The pages name every setting and only files that exist, and CONTRIBUTING.md keeps its word."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
+
+from embedding_assets.collection.environment import Environment
+from embedding_assets.collection.settings import CollectionSettings
 
 PROJECT = Path(__file__).parents[1]
 PAGE = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -43,3 +49,24 @@ def test_a_change_touches_at_most_five_files(change: str, table: str) -> None:
     rows = table.splitlines()[2:]
     assert 1 <= len(rows) <= 5, change
     assert all(named_files(row.split("|")[1]) for row in rows)
+
+
+def settings_within(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings of the models in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from list(settings_within(field.annotation, f"{prefix}{name}.")) or [
+                prefix + name
+            ]
+    for part in get_args(annotation):
+        yield from settings_within(part, prefix)
+
+
+def test_every_setting_and_every_variable_is_explained() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    settings = set(settings_within(CollectionSettings))
+    assert {"embedder.tokenizer", "automation.reconcile_sensor.max_attempts"} <= settings
+    unknown = {name for name in settings if not re.search(rf"\b{name.split('.')[-1]}\b", text)}
+    variables = {name.upper() for name in Environment.model_fields}
+    unknown |= {name for name in variables if not re.search(rf"`(EMBEDDING)?_{name}\b", text)}
+    assert unknown == set()
