@@ -43,7 +43,6 @@ def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
     from embedding_assets.collection.settings import CollectionSettings
     from embedding_assets.runs.memory import peak_memory_mb
     from resources.artifact_stores.files import FileArtifactStore
-    from resources.document_sources import FieldNames, FileDocumentSource
 
     settings = CollectionSettings.model_validate(
         {
@@ -52,9 +51,7 @@ def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
             "partitions": {"by": "month", "start": "2000-01-01"},
         }
     )
-    source = FileDocumentSource(
-        path=settings.source.path, fields=FieldNames(**settings.source.fields.model_dump())
-    )
+    source = settings.source.build()
     artifacts = FileArtifactStore(url=str(folder / "artifacts"))
     started, cpu_started = time.perf_counter(), time.process_time()
     result = SourceTick(Collection(settings), source, artifacts).evaluate(cursor)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 # Searched in "\n" + text: a pattern that begins with a literal is found at memory speed.
 _HEADING = re.compile(
     r"""\n(?:
-      [ ]{0,3} (?P<fence>```+) (?![^\n]*`)
+      [ ]{0,3} (?P<fence>```) (?!`*[^`\n]+`)
     | (?P<hashes>\#{1,6}) [ \t]+ (?P<atx>\S[^\n]*)
     | (?P<over>(?P<o>[=\-~^"'`\#*+.:_]) (?P=o){2,}) [ \t]* \n
       [ \t]* (?P<overlined>\S[^\n]*) \n (?P=over) [ \t]* (?=\n|\Z)
