@@ -64,7 +64,7 @@ class PartitionRun:
 
 
 def partition_runs(
-    wanted: Sequence[str], known: Sequence[str], partitions_per_run: int | None, most: int
+    wanted: Sequence[str], known: Sequence[str], partitions_per_run: int | None, max_runs: int
 ) -> tuple[list[PartitionRun], list[str]]:
     """Cuts partitions into runs of neighbours.
 
@@ -72,7 +72,7 @@ def partition_runs(
         wanted: partition keys.
         known: all partition keys, in order.
         partitions_per_run: maximum number of partitions of one run; None: no limit.
-        most: most runs.
+        max_runs: maximum number of runs.
 
     Returns:
         The runs, the newest partitions first for those are looked for most, and the partitions that
@@ -87,5 +87,5 @@ def partition_runs(
         else:
             runs.append([partition])
     runs.reverse()
-    left = [partition for run in runs[most:] for partition in run]
-    return [PartitionRun(run) for run in runs[:most]], left
+    left = [partition for run in runs[max_runs:] for partition in run]
+    return [PartitionRun(run) for run in runs[:max_runs]], left

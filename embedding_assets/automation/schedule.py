@@ -28,7 +28,7 @@ def partition_schedule(collection: Collection, job: AssetJob) -> dg.ScheduleDefi
         moment = context.scheduled_execution_time
         keys = collection.partitions.get_partition_keys(moment)
         if settings.partitions.by == "bucket":
-            runs, _ = partition_runs(keys, keys, settings.partitions_per_run, most=len(keys))
+            runs, _ = partition_runs(keys, keys, settings.partitions_per_run, max_runs=len(keys))
             return [run.request(f"{moment:%Y-%m-%d}", {}) for run in runs]
         closed = closed_partition(settings.partitions, moment)
         if closed not in keys:
