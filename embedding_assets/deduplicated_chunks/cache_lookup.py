@@ -14,11 +14,9 @@ from embedding_assets.artifacts.schemas import PLAN
 from embedding_assets.artifacts.scratch import Scratch, with_partition
 from embedding_assets.runs.range_run import is_long
 from resources.artifact_stores.base import ArtifactStore
-from resources.caches.base import EmbeddingCache
+from resources.caches.base import HASHES_PER_LOOKUP, EmbeddingCache
 from resources.caches.vectors import CONTENT_HASH_TYPE
 from resources.identity.embedding_space import EmbeddingSpace
-
-_HASHES_PER_LOOKUP = 65_536
 
 
 class Planner:
@@ -56,7 +54,7 @@ class Planner:
 
     def add(self, partition: str, numbers: dict[str, Any]) -> None:
         """Plans a partition now, or with its neighbours; `numbers` are those of its chunks."""
-        if self._rows + numbers["chunks"] > _HASHES_PER_LOOKUP:
+        if self._rows + numbers["chunks"] > HASHES_PER_LOOKUP:
             self.flush()
         self._waiting[partition] = numbers
         self._rows += numbers["chunks"]
@@ -95,7 +93,7 @@ class Planner:
             "SELECT partition, content_hash, min(chunk_id) AS chunk_id, min(tokens) AS tokens, "
             "min(tokens_truncated) AS tokens_truncated "
             f"FROM {with_partition('chunks')} GROUP BY partition, content_hash {in_order}",
-            batch_rows=_HASHES_PER_LOOKUP,
+            batch_rows=HASHES_PER_LOOKUP,
             chunks=[*partitions],
         ):
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)

@@ -17,12 +17,11 @@ from embedding_assets.embeddings.failures import Failures
 from embedding_assets.embeddings.numbers import EmbeddingNumbers
 from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
 from embedding_assets.runs.progress import Progress
-from resources.caches.base import EmbeddingCache
+from resources.caches.base import HASHES_PER_LOOKUP, EmbeddingCache
 from resources.caches.vectors import CONTENT_HASH_TYPE, encode_vectors
 from resources.embedders.base import Embedder
 from resources.identity.embedding_space import EmbeddingSpace
 
-_HASHES_PER_LOOKUP = 65_536
 _CHUNKS = pa.schema([(name, pa.string()) for name in ("partition", "chunk_id")])
 ALL_PLANS, ALL_CHUNKS = with_partition("plans"), with_partition("chunks")
 """SQL over `Work.plans` and `Work.chunks`."""
@@ -110,7 +109,7 @@ class SpacePass:
         work = self._work
         # All hashes are looked up again: what the plan calls cached may be gone, and what it calls
         # missing may have been embedded for another partition in between.
-        for batch in work.database.stream(wanted, batch_rows=_HASHES_PER_LOOKUP, **parameters):
+        for batch in work.database.stream(wanted, batch_rows=HASHES_PER_LOOKUP, **parameters):
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE)
             found = np.zeros(len(batch), dtype=bool)
             with closing(self._cache.find(self._space, hashes)) as parts:

@@ -16,6 +16,8 @@ from pydantic import PrivateAttr
 from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 from resources.identity.embedding_space import EmbeddingSpace
 
+HASHES_PER_LOOKUP = 65_536
+"""How many a stage asks for at once: enough to make opening the cache cheap, in a few megabytes."""
 _HASHES_PER_PAGE = 8_192
 _SECONDS_BETWEEN_SAVES = 60
 """How often the counts of look-ups are added to those in the cache, besides at the end of a run."""

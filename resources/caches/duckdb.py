@@ -28,7 +28,7 @@ from resources.caches.duckdb_file import (
     CacheLockedError,
     DuckDBEngine,
     opening_error,
-    remove_leftovers,
+    remove_unfinished_copy,
     says_damaged,
     set_aside,
 )
@@ -216,7 +216,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         except Timeout as error:
             raise self._locked(opening_error(path)) from error
         with lock:
-            remove_leftovers(path)
+            remove_unfinished_copy(path)
             yield deadline
 
     def _set_aside_if_damaged(self, error: duckdb.Error) -> None:

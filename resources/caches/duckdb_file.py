@@ -121,7 +121,7 @@ def attach(database: duckdb.DuckDBPyConnection, path: Path, name: str, dimension
     )
 
 
-def remove_leftovers(path: Path) -> None:
+def remove_unfinished_copy(path: Path) -> None:
     """Removes what a killed process left of a smaller file. The caller holds the lock file."""
     for left in (smaller_file(path), log_of(smaller_file(path))):
         left.unlink(missing_ok=True)
