@@ -106,18 +106,7 @@ def load_collections() -> list[tuple[CollectionSettings, CollectionResources]]:
                 raise InvalidInputError(f"A collection's settings are wrong: {cause}") from error
         raise
     shared = shared_resources(environment)
-    loaded = []
-    for settings in sorted((c.settings for c in components), key=lambda s: s.name):
-        own = collection_resources(settings, environment)
-        collection = Collection(settings)
-        resources = CollectionResources(
-            source=own[collection.source_key],
-            embedder=own[collection.embedder_key],
-            fallback=own.get(collection.fallback_key),
-            same_space=bool(settings.fallback and settings.fallback.same_space),
-            artifacts=shared["artifact_store"],
-            cache=shared["embedding_cache"],
-            store=shared["vector_store"],
-        )
-        loaded.append((settings, resources))
-    return loaded
+    return [
+        (s, Collection(s).resources_of(shared | collection_resources(s, environment)))
+        for s in sorted((c.settings for c in components), key=lambda s: s.name)
+    ]

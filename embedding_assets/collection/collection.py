@@ -1,6 +1,6 @@
 """One collection at run time: its settings, names, and the resources its assets ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -93,14 +93,20 @@ class Collection:
     def resources(
         self, context: dg.AssetExecutionContext | dg.SensorEvaluationContext
     ) -> "CollectionResources":
+        return self.resources_of(
+            {key: getattr(context.resources, key) for key in self.resource_keys}
+        )
+
+    def resources_of(self, by_key: Mapping[str, Any]) -> "CollectionResources":
+        """Its resources, out of those by resource key."""
         return CollectionResources(
-            source=getattr(context.resources, self.source_key),
-            embedder=getattr(context.resources, self.embedder_key),
-            fallback=getattr(context.resources, self.fallback_key, None),
+            source=by_key[self.source_key],
+            embedder=by_key[self.embedder_key],
+            fallback=by_key.get(self.fallback_key),
             same_space=bool(self.settings.fallback and self.settings.fallback.same_space),
-            artifacts=context.resources.artifact_store,
-            cache=context.resources.embedding_cache,
-            store=context.resources.vector_store,
+            artifacts=by_key["artifact_store"],
+            cache=by_key["embedding_cache"],
+            store=by_key["vector_store"],
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dagster_shared.utils.config import discover_config_file, locate_dg_config_in_folder
 from dotenv import load_dotenv
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resources.errors import InvalidInputError
@@ -62,6 +62,12 @@ class Environment(BaseSettings):
         repr=False,
         description="redis://… that shares rate limits between machines; by default those of a "
         "machine share theirs in files.",
+    )
+    cores: int | None = Field(
+        default=None, gt=0, description="Cores to use; by default those that the process may."
+    )
+    memory: ByteSize | None = Field(
+        default=None, gt=0, description="Memory to use, as 8GiB; by default what the process may."
     )
     prices: Path | None = Field(default=None, description="YAML file of prices by model.")
     webhook_url: str | None = Field(
