@@ -504,15 +504,21 @@ def test_a_copy_that_the_target_does_not_store_fails(tmp_path):
 # --- a whole run
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    texts = [{"id": str(i), "text": f"Document {i} tells of the number {i}."} for i in range(40)]
+    write_jsonl(folder / "a.jsonl", texts)
+    pipeline = small_pipeline(folder, "undisturbed")
+    pipeline.run()
+    return pipeline
+
+
 @pytest.mark.parametrize("fault", ["killed", "stalled", "full"])
 def test_a_run_whose_server_fails_half_way_ends_like_an_undisturbed_one(
-    tmp_path, own_server, fault, logged
+    undisturbed, own_server, fault, logged
 ):
-    texts = [{"id": str(i), "text": f"Document {i} tells of the number {i}."} for i in range(40)]
-    write_jsonl(tmp_path / "a.jsonl", texts)
-    undisturbed = small_pipeline(tmp_path, "undisturbed")
-    undisturbed.run()
-    pipeline = small_pipeline(tmp_path, "disturbed")
+    pipeline = small_pipeline(undisturbed.folder.parent, fault)
     calls = iter(range(100))
 
     class Disturbed(RedisEmbeddingCache):

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -35,8 +37,20 @@ def store(tmp_path: Path) -> LanceDBVectorStore:
     return LanceDBVectorStore(uri=str(tmp_path / "vectors"))
 
 
+def table(store: LanceDBVectorStore) -> Any:
+    """The store's table, as LanceDB itself opens it."""
+    return lancedb.connect(store.uri).open_table(f"{NAME}__{SPACE.id}")
+
+
 def version(store: LanceDBVectorStore) -> int:
-    return store._open(NAME, SPACE).version
+    return table(store).version
+
+
+def indexed_rows(store: LanceDBVectorStore) -> tuple[int, int]:
+    """Rows that the vector index knows, and others."""
+    statistics = table(store).index_stats("vector_idx")
+    known = statistics and (statistics.num_indexed_rows, statistics.num_unindexed_rows)
+    return known or (0, 0)
 
 
 # --- replace
@@ -55,15 +69,15 @@ def test_one_commit_brings_new_rows_and_takes_old_ones_out(store, monkeypatch, s
     monkeypatch.undo()
     if not second_commit_fails:  # what happens after the first commit is seen by nobody
         assert version(store) == before + 2
-        table = store._open(NAME, SPACE)
-        table.checkout(before + 1)
-        table.restore()
+        first = table(store)
+        first.checkout(before + 1)
+        first.restore()
     for _ in range(2):
         assert rows(store) == dict.fromkeys(ids(0, 1, 20, 30), "new")
         assert store.count(NAME, SPACE) == 4
         assert len(store.search(NAME, SPACE, fake_vector("x", 16), 50)) == 4
         store.maintain(NAME, SPACE)
-    assert store._open(NAME, SPACE).count_rows() == 4, "nothing remains of what was removed"
+    assert table(store).count_rows() == 4, "nothing remains of what was removed"
     store.replace(NAME, SPACE, reader(batch(ids(3), text="again")))
     assert sorted(rows(store)) == ids(0, 1, 3, 20, 30)
 
@@ -113,7 +127,7 @@ print(round(peak_mb() - before))
 
 def test_the_key_column_is_declared_and_the_table_names_its_space(store):
     store.create_table(NAME, SPACE)
-    schema = store._open(NAME, SPACE).schema
+    schema = table(store).schema
     key = schema.field("chunk_id")
     assert not key.nullable
     assert key.metadata == {b"lance-schema:unenforced-primary-key": b"true"}
@@ -134,7 +148,7 @@ def test_maintain_merges_fragments_when_it_is_due(store, monkeypatch):
     store.maintain(NAME, SPACE)
     assert version(store) > version_before
     assert everything(store) == before
-    fragments = store._open(NAME, SPACE).stats()["fragment_stats"]
+    fragments = table(store).stats()["fragment_stats"]
     assert fragments["num_fragments"] == 1
     assert store.search(NAME, SPACE, fake_vector("c00001", 16), 1)[0].chunk_id == "c00001"
 
@@ -155,9 +169,9 @@ def indexed(tmp_path: Path) -> LanceDBVectorStore:
     """A store of 3,000 rows that are searched through an index."""
     store = LanceDBVectorStore(uri=str(tmp_path / "vectors"), approximate_from_rows=1_000)
     store.replace(NAME, SPACE, reader(versioned(ids(*range(3_000)), 0)))
-    assert lancedb_store._indexed_rows(store._open(NAME, SPACE)) == (0, 0)
+    assert indexed_rows(store) == (0, 0)
     store.maintain(NAME, SPACE)
-    assert lancedb_store._indexed_rows(store._open(NAME, SPACE)) == (3_000, 0)
+    assert indexed_rows(store) == (3_000, 0)
     return store
 
 
@@ -165,8 +179,8 @@ def test_a_large_table_gets_an_index_and_a_small_one_none(indexed, tmp_path):
     small = LanceDBVectorStore(uri=str(tmp_path / "small"), approximate_from_rows=1_000)
     small.replace(NAME, SPACE, reader(batch(ids(*range(999)))))
     small.maintain(NAME, SPACE)
-    assert lancedb_store._indexed_rows(small._open(NAME, SPACE)) == (0, 0)
-    plan = indexed._open(NAME, SPACE).search(fake_vector("x", 16)).explain_plan()
+    assert indexed_rows(small) == (0, 0)
+    plan = table(indexed).search(fake_vector("x", 16)).explain_plan()
     assert "ANN" in plan
 
 
@@ -209,7 +223,7 @@ def test_what_changes_is_found_at_once_with_its_own_score_whatever_was_maintaine
 def test_a_table_that_has_outgrown_its_index_gets_a_new_one(indexed):
     indexed.replace(NAME, SPACE, reader(versioned(ids(*range(3_000, 7_000)), 0)))
     indexed.maintain(NAME, SPACE)
-    assert lancedb_store._indexed_rows(indexed._open(NAME, SPACE)) == (7_000, 0)
+    assert indexed_rows(indexed) == (7_000, 0)
     version_before = version(indexed)
     indexed.maintain(NAME, SPACE)
     assert version(indexed) == version_before, "nothing has changed, so nothing is done"
