@@ -31,7 +31,7 @@ def failure_sensor(*, running: bool = False) -> dg.SensorDefinition:
             f"Run {run.run_id[:8]} failed",
             f"{what}, {_partitions(run.tags)}: {context.failure_event.message or ''}"[:_LONGEST],
         )
-        return dg.SkipReason(f"Told about run {run.run_id[:8]}. {sent}")
+        return dg.SkipReason(f"Notified about run {run.run_id[:8]}. {sent}")
 
     return sensor
 
