@@ -9,6 +9,7 @@ import numpy as np
 
 from resources.embedders.local import LocalEmbedder
 from resources.embedders.local_model import model_compiler
+from resources.embedders.local_model.model_files import find_model
 
 SENTENCES = [
     "The northern lights are caused by charged particles that hit the upper atmosphere.",
@@ -56,7 +57,7 @@ def sentence_transformer(folder: str) -> Any:
 
 def reference(embedder: LocalEmbedder, texts: list[str], prompt: str = "") -> np.ndarray:
     """What sentence-transformers' own `encode` says, in fp32 on the CPU."""
-    model = sentence_transformer(str(embedder._files.folder))
+    model = sentence_transformer(str(find_model(embedder.model)))
     model.max_seq_length = embedder.space.max_tokens
     return model.encode(texts, prompt=prompt, show_progress_bar=False)
 

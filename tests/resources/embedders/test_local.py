@@ -665,15 +665,16 @@ def test_a_file_that_changed_with_equal_size_and_time_is_hashed_again(tmp_path):
 def test_copy_from_the_hub_has_the_space_of_the_packaged_one(default, tmp_path):
     repository = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
     commit = "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(default._files.folder, repository / "snapshots" / commit)
+    shutil.copytree(find_model(default.model), repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     program = """
 import json, os, sys
 os.environ["HF_HUB_CACHE"] = sys.argv[1]
 from resources.embedders.local import LocalEmbedder
+from resources.embedders.local_model.model_files import find_model
 embedder = LocalEmbedder(model="all-MiniLM-L6-v2", model_cache=sys.argv[1])
-print(json.dumps([embedder.space.id, str(embedder._files.folder)]))
+print(json.dumps([embedder.space.id, str(find_model(embedder.model))]))
 """
     space, folder = run_python(program, str(tmp_path))
     assert commit in folder
