@@ -7,14 +7,10 @@ import pytest
 
 from tests.support.redis_server import RedisServer, running_redis
 
-_LONGEST = tuple(
-    f"tests/journeys/test_{name}.py" for name in ("user_journey", "snapshots", "kill", "browser")
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests begin first: at the end, one core would wait for another."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+    """Journeys, the longest tests, begin first: at the end, one core would wait for another."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/journeys/"))
 
 
 @pytest.fixture(scope="session")
