@@ -79,7 +79,7 @@ class Collection:
             exact: compare with every chunk; otherwise a large index may miss some of the best.
 
         Raises:
-            InvalidInputError: the text is empty.
+            InvalidInputError: the text is empty, or k below 1.
             NotFoundError: the collection has no index yet.
         """
         return IndexReader(self.name, self.resources).search(text, k, exact=exact)
@@ -93,7 +93,13 @@ class Collection:
 
         Returns:
             Shape (n, dimension), float32.
+
+        Raises:
+            InvalidInputError: a single string, which would be taken for a list of letters.
+            EmbeddingError: the model cannot embed them.
         """
+        if isinstance(texts, str):
+            raise InvalidInputError("embed() takes a list of texts; put the one text into [ ]")
         return text_vectors(self.resources.cache, self.resources.embedder, texts, role)
 
     def documents(self, partitions: Partitions = None) -> pa.RecordBatchReader:

@@ -104,6 +104,7 @@ def test_queries_are_embedded_once_and_equal_texts_have_equal_vectors(
     np.testing.assert_array_equal(first[0], first[2])
     np.testing.assert_array_equal(library.embed(["barking"], role="query"), first[1:2])
     assert np.abs(np.linalg.norm(first, axis=1) - 1).max() < 1e-3
+    assert library.embed([]).shape == (0, first.shape[1])
 
 
 def test_documents_are_streamed_with_their_partition(library: ea.Collection) -> None:
@@ -146,6 +147,10 @@ def test_mistakes_are_errors_of_one_kind_that_say_what_to_do(
         library.plan("bucket_9")
     with pytest.raises(ea.EmbeddingAssetsError, match="text to search for is empty"):
         library.search(" ")
+    with pytest.raises(ea.EmbeddingAssetsError, match="at least 1, got 0"):
+        library.search("cats", k=0)
+    with pytest.raises(ea.EmbeddingAssetsError, match="takes a list of texts"):
+        library.embed("cats")
     with pytest.raises(ea.EmbeddingAssetsError, match=r"Collections: .*peps"):
         ea.open("nowhere")
     empty = Pipeline(tmp_path, str(tmp_path / "none.jsonl"), embedder=library.resources.embedder)

@@ -35,11 +35,13 @@ class IndexReader:
             exact: compare with every chunk, as `VectorStore.search` says.
 
         Raises:
-            InvalidInputError: the text is empty.
+            InvalidInputError: the text is empty, or k below 1.
             NoIndexError: the collection has no index yet.
         """
         if not canonical_text(text):
             raise InvalidInputError("the text to search for is empty")
+        if k < 1:
+            raise InvalidInputError(f"k, the number of chunks to find, must be at least 1, got {k}")
         embedders = self.embedders()
         rankings = []
         for embedder in embedders:

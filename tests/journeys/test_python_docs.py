@@ -10,6 +10,8 @@ import pytest
 
 from embedding_assets.definitions import defs
 
+pytest.importorskip("pandas")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,7 +52,6 @@ def _run(examples: list[str]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("_sample_of_two_years")
 def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pandas")
     page = (ROOT / "docs" / "python.md").read_text()
     names = _run(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     assert names["hits"][0].document_id == "pep-0604"
@@ -61,7 +62,6 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.usefixtures("_sample_of_two_years")
 def test_the_cells_of_the_notebook_run() -> None:
-    pytest.importorskip("pandas")
     notebook = json.loads((ROOT / "docs" / "first_look.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in code), "clear the outputs before you commit"
