@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import psutil
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from resources.errors import InvalidInputError
 
@@ -82,11 +82,14 @@ def _set_by_user(variable: str, kind: Any, expected: str) -> int | None:
     if not text:
         return None
     try:
-        return int(TypeAdapter(Annotated[kind, Field(gt=0)]).validate_python(text))
-    except ValidationError as error:
+        value = int(TypeAdapter(kind).validate_python(text))
+    except ValidationError:
+        value = 0
+    if value <= 0:
         raise InvalidInputError(
             f"The environment variable {variable} is to be {expected}, and is '{text}'."
-        ) from error
+        )
+    return value
 
 
 @cache

@@ -19,7 +19,10 @@ from resources.dagster_instance.dead_runs import (
 _LOOK_EVERY_SECONDS = 1.0
 
 
-@dg.executor(name="in_process", config_schema=dg.in_process_executor.config_schema)
+_CONFIG: Any = dg.in_process_executor.config_schema  # which `executor` takes, but does not declare
+
+
+@dg.executor(name="in_process", config_schema=_CONFIG)
 def one_process_executor(context: dg.InitExecutorContext) -> dg.Executor:
     """The steps of a run, one after the other in its process: a model is loaded once.
 

@@ -57,7 +57,9 @@ def job(folder: str, source: str) -> dg.JobDefinition:
 def run_all(folder: Path, source: Path, instance: dg.DagsterInstance) -> dg.JobExecutionResult:
     """Runs the assets as Dagster's command line does."""
     return dg.execute_job(
-        dg.build_reconstructable_job(__name__, "job", (str(folder), str(source))),
+        dg.build_reconstructable_job(
+            __name__, "job", reconstructable_kwargs={"folder": str(folder), "source": str(source)}
+        ),
         instance,
         tags={
             "dagster/asset_partition_range_start": FIRST,
