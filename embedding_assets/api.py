@@ -196,31 +196,40 @@ class Collection:
 
 
 def collections() -> dict[str, Collection]:
-    """The project's collections by name, sorted.
-
-    Raises:
-        Exception: Dagster's own, naming file and field, if a YAML file is wrong.
-    """
-    from embedding_assets.component import load_collections
-
-    return {settings.name: Collection(settings, own) for settings, own in load_collections()}
+    """The project's collections by name, sorted; a warning tells of each that cannot be loaded."""
+    available, broken = _loaded()
+    for sentence in broken:
+        logging.getLogger(__name__).warning("Not loaded: %s", sentence)
+    return available
 
 
 def open(name: str | None = None) -> Collection:
     """One of the project's collections; the name may be left out if there is only one.
 
     Raises:
-        NotFoundError: there is no such collection, or several and no name.
+        NotFoundError: there is no such collection, it cannot be loaded, or there are several and no
+            name.
     """
-    available = collections()
-    names = ", ".join(available) or "none"
+    available, broken = _loaded()
+    known = f"Collections: {', '.join(available) or 'none'}."
+    if broken:
+        known += f" Not loaded: {' '.join(broken)}"
     if name is None:
-        if len(available) != 1:
-            raise NotFoundError(f"Name a collection. Collections: {names}.")
+        if len(available) != 1 or broken:
+            raise NotFoundError(f"Name a collection. {known}")
         (name,) = available
     if name not in available:
-        raise NotFoundError(f"There is no collection '{name}'. Collections: {names}.")
+        raise NotFoundError(f"There is no collection '{name}'. {known}")
     return available[name]
+
+
+def _loaded() -> tuple[dict[str, Collection], list[str]]:
+    from embedding_assets.project import load_collections
+
+    found = load_collections()
+    return {settings.name: Collection(settings, own) for settings, own in found.collections}, (
+        found.broken
+    )
 
 
 def _dagster_instance() -> AbstractContextManager[dg.DagsterInstance | None]:

@@ -1,11 +1,10 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
 import dagster as dg
-from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
+from pydantic import BaseModel
 
 from embedding_assets.automation import automation
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
@@ -88,25 +87,3 @@ def collection_definitions(
         ],
         resources=collection_resources(settings, environment),
     )
-
-
-def load_collections() -> list[tuple[CollectionSettings, CollectionResources]]:
-    """The project's collections, sorted by name, and their resources for use outside of Dagster.
-
-    Raises:
-        InvalidInputError: a YAML file is wrong; it names file and field.
-    """
-    environment = read_environment()
-    tree = dg.ComponentTree.for_project(environment.project)
-    try:
-        components = tree.get_all_components(of_type=EmbeddingCollection)
-    except Exception as error:
-        for cause in (error.__cause__, error):
-            if isinstance(cause, ValidationError | InvalidInputError | YAMLError):
-                raise InvalidInputError(f"A collection's settings are wrong: {cause}") from error
-        raise
-    shared = shared_resources(environment)
-    return [
-        (s, Collection(s).resources_of(shared | collection_resources(s, environment)))
-        for s in sorted((c.settings for c in components), key=lambda s: s.name)
-    ]

@@ -7,12 +7,9 @@ import dagster as dg
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    from embedding_assets.collection.environment import read_environment
+    from embedding_assets.project import project_definitions
 
-    return dg.Definitions.merge(
-        dg.load_from_defs_folder(path_within_project=read_environment().project),
-        shared_definitions(),
-    )
+    return dg.Definitions.merge(project_definitions(), shared_definitions())
 
 
 def shared_definitions(around: Path | None = None) -> dg.Definitions:

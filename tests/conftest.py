@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.project import Project
 from tests.support.redis_server import RedisServer, running_redis
 
 
@@ -35,6 +36,14 @@ def redis_server(_running_redis: RedisServer) -> RedisServer:
     """An empty server, which is not to be killed, stalled or filled."""
     _running_redis.client().flushall()
     return _running_redis
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A Dagster project without a collection, which commands take for theirs."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("EMBEDDING_PROJECT", str(tmp_path))
+    return Project(tmp_path)
 
 
 @pytest.fixture

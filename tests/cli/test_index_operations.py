@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from embedding_assets import component
+from embedding_assets import project
 from embedding_assets.cli.main import app
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline, write_jsonl
@@ -29,8 +29,8 @@ def with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             settings=settings | ({"fallback": {"model": fallback}} if fallback else {}),
         )
         opened = pipeline.opened
-        loaded = [(opened.settings, opened.resources)]
-        monkeypatch.setattr(component, "load_collections", lambda: loaded)
+        loaded = project.LoadedCollections([(opened.settings, opened.resources)], [])
+        monkeypatch.setattr(project, "load_collections", lambda: loaded)
         return pipeline
 
     return change

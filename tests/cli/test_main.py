@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from embedding_assets import component
+from embedding_assets import project
 from embedding_assets.cli.main import app
 from resources.errors import EmbedderUnavailableError, NotFoundError
 
@@ -15,7 +15,7 @@ def test_only_errors_of_this_project_are_said_in_one_sentence(
     def fails() -> None:
         raise error("this and that")
 
-    monkeypatch.setattr(component, "load_collections", fails)
+    monkeypatch.setattr(project, "load_collections", fails)
     result = CliRunner().invoke(app, ["collections"])
     assert result.exit_code == 1
     if error in (ValueError, OSError):

@@ -1,67 +1,11 @@
 """One YAML file is a collection: its defaults, its paths, and what it says to wrong settings."""
 
-import itertools
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 
-from embedding_assets import component
-from embedding_assets.collection.environment import read_environment
-from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.component import EmbeddingCollection
-from resources.errors import InvalidInputError
-
-_NUMBERS = itertools.count()
-
-
-class Project:
-    """A Dagster project in a folder of its own, with one collection."""
-
-    def __init__(self, folder: Path) -> None:
-        package = f"project_{next(_NUMBERS)}"
-        (folder / "pyproject.toml").write_text(
-            f'[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "{package}"\n'
-        )
-        self.folder = folder
-        self.beside = folder / package / "defs" / "docs"
-        self.beside.mkdir(parents=True)
-        (folder / package / "__init__.py").touch()
-        (folder / package / "defs" / "__init__.py").touch()
-
-    def write(self, attributes: str | dict[str, Any] | None) -> None:
-        if not isinstance(attributes, str):
-            component = {"type": "embedding_assets.EmbeddingCollection", "attributes": attributes}
-            attributes = yaml.safe_dump(component)
-        (self.beside / "defs.yaml").write_text(attributes)
-
-    def load(self, attributes: str | dict[str, Any] | None) -> CollectionSettings:
-        self.write(attributes)
-        tree = dg.ComponentTree.for_project(self.folder)
-        (component,) = tree.get_all_components(of_type=EmbeddingCollection)
-        return component.settings
-
-    def definitions(self, attributes: dict[str, Any]) -> dg.Definitions:
-        self.write(attributes)
-        return dg.ComponentTree.for_project(self.folder).build_defs()
-
-    def error(self, attributes: str | dict[str, Any] | None) -> str:
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - Dagster has several
-            self.load(attributes)
-        messages, error = [], caught.value
-        while error is not None:
-            messages.append(str(error))
-            error = error.__cause__ or error.__context__
-        return "\n".join(messages)
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return Project(tmp_path)
-
+from tests.support.project import Project
 
 MINIMAL: dict[str, Any] = {"name": "docs", "source": {"path": "docs/*.jsonl"}}
 
@@ -169,27 +113,6 @@ def test_a_wrong_setting_is_told_with_file_field_and_what_was_expected(
     assert "defs.yaml" in message
     for part in expected:
         assert part in message
-
-
-@pytest.mark.parametrize(
-    ("attributes", "sentence"),
-    [
-        ({**MINIMAL, "nmae": "x"}, r"nmae at .*defs\.yaml:3"),
-        ("type: embedding_assets.EmbeddingCollection\nattributes: [", r"defs\.yaml\", line 2"),
-        (None, "at least the attributes 'name' and 'source.path'"),
-    ],
-)
-def test_outside_of_dagster_wrong_settings_are_a_mistake_of_the_user(
-    project: Project,
-    attributes: str | dict[str, Any] | None,
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    project.write(attributes)
-    environment = read_environment().model_copy(update={"project": project.folder})
-    monkeypatch.setattr(component, "read_environment", lambda *_: environment)
-    with pytest.raises(InvalidInputError, match=sentence):
-        component.load_collections()
 
 
 @pytest.mark.parametrize("attributes", [None, {}, {"name": "docs"}, {"source": {"path": "x"}}])

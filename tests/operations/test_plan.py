@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from embedding_assets.cli import main as cli
 from embedding_assets.cli.main import app
 from embedding_assets.operations.plan import Plan, plan
+from embedding_assets.project import LoadedCollections
 from resources.embedders.pricing import Price
 from tests.support.fakes import CountingEmbedder
 from tests.support.instance import instance_in_memory
@@ -112,8 +113,8 @@ def test_time_is_told_from_the_speed_of_the_last_runs(
 
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    loaded = [(pipeline.collection, pipeline.opened.resources)]
-    monkeypatch.setattr("embedding_assets.component.load_collections", lambda: loaded)
+    loaded = LoadedCollections([(pipeline.collection, pipeline.opened.resources)], [])
+    monkeypatch.setattr("embedding_assets.project.load_collections", lambda: loaded)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     return pipeline
 

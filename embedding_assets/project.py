@@ -1,0 +1,266 @@
+"""The collections of a project, loaded apart from each other: a broken file stops none but its own.
+
+A file under `defs/` that cannot be loaded stands in Dagster as an asset and a sensor, which fail
+with the sentence that says why. `dg check defs` and `dagster definitions validate` find the error
+itself, as they would without this.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.errors import DagsterError
+from dagster._utils.warnings import suppress_dagster_warnings
+from dagster.components.core.context import ComponentDeclLoadContext
+from dagster.components.core.decl import (
+    ComponentDecl,
+    ComponentLoaderDecl,
+    DefsFolderDecl,
+    PythonFileDecl,
+    YamlDecl,
+    YamlFileDecl,
+    build_filesystem_component_decl_from_context,
+)
+from dagster.components.core.defs_module import (
+    EXPLICITLY_IGNORED_GLOB_PATTERNS,
+    ComponentLoc,
+    ComponentPath,
+    find_defs_or_component_yaml,
+)
+from dagster.components.resolved.errors import ResolutionException
+from dagster_shared.record import record
+from pydantic import ValidationError
+from yaml import MarkedYAMLError
+
+from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.environment import read_environment
+from embedding_assets.collection.resources import collection_resources, shared_resources
+from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.component import EmbeddingCollection
+from resources.errors import EmbeddingAssetsError, InvalidInputError
+from resources.identity.content_hash import fingerprint
+
+_VALIDATION = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster's commands that look for errors
+_LONGEST = 600
+_GROUP = "not_loaded"
+_SECONDS_BETWEEN_TICKS = 60
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedCollections:
+    """The collections of a project, and a sentence for each file that could not be loaded."""
+
+    collections: list[tuple[CollectionSettings, CollectionResources]]
+    broken: list[str]
+
+
+def load_collections() -> LoadedCollections:
+    """The project's collections, sorted by name, and their resources for use outside of Dagster."""
+    environment = read_environment()
+    shared = shared_resources(environment)
+    tree = CollectionTree.for_project(environment.project)
+    loaded, broken = [], []
+    for file, component in tree.collections():
+        if isinstance(component, BrokenFile):
+            broken.append(component.sentence)
+            continue
+        settings = component.settings
+        try:
+            tree.check_name(settings.name)
+            own = shared | collection_resources(settings, environment)
+            loaded.append((settings, Collection(settings).resources_of(own)))
+        except EmbeddingAssetsError as error:
+            broken.append(_sentence(file, error))
+    loaded.sort(key=lambda one: one[0].name)
+    return LoadedCollections(loaded, list(dict.fromkeys(broken)))
+
+
+@suppress_dagster_warnings
+def project_definitions(around: Path | None = None) -> dg.Definitions:
+    """What stands under a project's `defs/`, each file apart from the others.
+
+    Args:
+        around: a path within the project; by default the working directory.
+    """
+    return CollectionTree.for_project(read_environment(around).project).build_defs()
+
+
+class BrokenFile(dg.Component):
+    """What stands in Dagster for a file that cannot be loaded."""
+
+    def __init__(self, name: str, sentence: str) -> None:
+        self.name = name
+        self.sentence = sentence
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        del context
+        _log.warning("Not loaded: %s", self.sentence)
+
+        @dg.asset(
+            key=[_GROUP, self.name],
+            group_name=_GROUP,
+            description=f"Could not be loaded. {self.sentence}",
+        )
+        def broken() -> None:
+            raise dg.Failure(self.sentence, allow_retries=False)
+
+        @dg.sensor(
+            name=f"{_GROUP}_{self.name}",
+            minimum_interval_seconds=_SECONDS_BETWEEN_TICKS,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description=f"Fails until this is mended: {self.sentence}",
+        )
+        def sensor() -> None:
+            raise InvalidInputError(self.sentence)
+
+        return dg.Definitions(assets=[broken], sensors=[sensor])
+
+
+@record
+class _BrokenDecl(ComponentDecl[BrokenFile]):
+    """A file of which not even the type of its component is known."""
+
+    component: BrokenFile
+
+    def _load_component(self) -> BrokenFile:
+        return self.component
+
+    @property
+    def component_type(self) -> type[BrokenFile]:
+        return BrokenFile
+
+
+class CollectionTree(dg.ComponentTree):
+    """All that stands under `defs/`; what cannot be loaded is a `BrokenFile` in its place."""
+
+    def collections(self) -> Iterator[tuple[Path, EmbeddingCollection | BrokenFile]]:
+        """The collections, and what may be some but cannot be loaded, each with its file."""
+        for loc, decl in self.find_root_decl().iterate_loc_component_decl_pairs():
+            if issubclass(decl.component_type, EmbeddingCollection | BrokenFile):
+                component = self.load_structural_component_at_loc(loc)
+                assert isinstance(component, EmbeddingCollection | BrokenFile)
+                yield _file(loc), component
+
+    def check_name(self, name: str) -> None:
+        """A name that two collections have would mix their rows, so that none of them is loaded.
+
+        Raises:
+            InvalidInputError: it names the files.
+        """
+        files = self._files_by_name.get(name, [])
+        if len(files) > 1:
+            raise InvalidInputError(
+                f"{len(files)} collections have the name '{name}': {', '.join(files)}. A name is "
+                "that of assets and tables: give each its own."
+            )
+
+    @cached_property
+    def _files_by_name(self) -> dict[str, list[str]]:
+        files: dict[str, list[str]] = {}
+        for file, component in self.collections():
+            if isinstance(component, EmbeddingCollection):
+                files.setdefault(component.settings.name, []).append(str(file))
+        return files
+
+    def _get_filesystem_decl(self) -> ComponentDecl:
+        loc = ComponentPath.from_path(self.defs_module_path)
+        if self.state_tracker.get_cache_data(loc).component_decl is None:
+            decl = self._declaration(self.decl_load_context.for_component_loc(loc))
+            self.state_tracker.set_cache_data(loc, component_decl=decl)
+        return super()._get_filesystem_decl()
+
+    def _declaration(self, context: ComponentDeclLoadContext) -> ComponentDecl | None:
+        """As Dagster's, but each file of a folder by itself."""
+        path = context.path
+        loc = ComponentPath.from_path(path)
+        if not path.is_dir() or find_defs_or_component_yaml(path):
+            try:
+                return build_filesystem_component_decl_from_context(context)
+            except Exception as error:
+                component = self._broken(loc, error)
+                return _BrokenDecl(context=context, loc=loc, component=component)
+        children = {}
+        for child in sorted(path.iterdir()):
+            if not any(Path(child.name).match(each) for each in EXPLICITLY_IGNORED_GLOB_PATTERNS):
+                inner = context.for_component_loc(ComponentPath.from_path(child))
+                if decl := self._declaration(inner):
+                    children[child] = decl
+        if not children:
+            return None
+        return DefsFolderDecl(
+            context=context, loc=loc, children=children, source_tree=None, component_file_model=None
+        )
+
+    def _load_component_at_loc(self, resolved_loc: ComponentLoc) -> None:
+        try:
+            super()._load_component_at_loc(resolved_loc)
+        except Exception as error:
+            decl = self._decl_of_file(resolved_loc)
+            if decl is None:
+                raise
+            self.state_tracker.set_cache_data(
+                resolved_loc, component=self._broken(resolved_loc, error), component_decl=decl
+            )
+
+    def _build_defs_inner(self, resolved_loc: ComponentLoc) -> dg.Definitions | None:
+        try:
+            component = self.load_structural_component_at_loc(resolved_loc)
+            if isinstance(component, EmbeddingCollection):
+                self.check_name(component.settings.name)
+            return super()._build_defs_inner(resolved_loc)
+        except Exception as error:
+            if self._decl_of_file(resolved_loc) is None:
+                raise
+            defs = self._broken(resolved_loc, error).build_defs(self.load_context)
+            self.state_tracker.set_cache_data(resolved_loc, defs=defs)
+            return defs
+
+    def _decl_of_file(self, loc: ComponentLoc) -> ComponentDecl | None:
+        decl = dict(self.find_root_decl().iterate_loc_component_decl_pairs()).get(loc)
+        ones = YamlDecl | YamlFileDecl | PythonFileDecl | ComponentLoaderDecl
+        return decl if isinstance(decl, ones) else None
+
+    def _broken(self, loc: ComponentLoc, error: Exception) -> BrokenFile:
+        """What stands for a file.
+
+        Raises:
+            Exception: the error itself, where somebody looks for errors.
+        """
+        if os.environ.get(_VALIDATION):
+            raise error
+        where = loc.get_display_key(self.defs_module_path)
+        name = re.sub(r"\W", "_", where.removesuffix("[0]"), flags=re.ASCII)
+        if name != where.removesuffix("[0]"):  # so that two of them stay two
+            name += f"_{fingerprint(where, 4).hex()}"
+        return BrokenFile(name, _sentence(_file(loc), error))
+
+
+def _file(loc: ComponentLoc) -> Path:
+    path = loc.file_path if isinstance(loc, ComponentPath) else Path(str(loc))
+    return find_defs_or_component_yaml(path) or path
+
+
+def _sentence(file: Path, error: BaseException) -> str:
+    """What is wrong, and where; without values, of which some are secrets."""
+    if isinstance(error, ResolutionException):  # quotes half the file
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, ValidationError):
+        said = "; ".join(
+            f"{' '.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ).replace("`", "")
+    elif isinstance(error, MarkedYAMLError) and error.problem_mark:
+        said = f"line {error.problem_mark.line + 1}: {error.problem}"
+    elif isinstance(error, EmbeddingAssetsError | DagsterError):
+        said = str(error)
+    else:
+        said = f"{type(error).__name__}: {error}"
+    said = " ".join(said.split())
+    said = said if len(said) <= _LONGEST else said[: _LONGEST - 1] + "…"
+    return said if str(file) in said else f"{file}: {said}"

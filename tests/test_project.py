@@ -1,0 +1,199 @@
+"""Collections load apart from each other: a broken one is told of, and the others work."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner
+
+import embedding_assets as ea
+from embedding_assets.cli.main import app
+from embedding_assets.project import load_collections, project_definitions
+from tests.support.instance import instance_in_memory
+from tests.support.pipeline import write_jsonl
+from tests.support.project import Project
+
+HEAD = "type: embedding_assets.EmbeddingCollection\nattributes:\n"
+BROKEN = {
+    f"{HEAD}  name: docs\n  suorce: {{path: x}}\n": ["attributes.suorce", "defs.yaml:4"],
+    f"{HEAD}  name: docs\n  source: {{path: ' '}}\n": ["source.path must name a file"],
+    f"{HEAD}  name: docs\n  source: {{path: x\n": ["defs.yaml: line 5", "','"],
+    f"{HEAD}\tname: docs\n": ["defs.yaml: line 3", "'\\t'"],
+    f"{HEAD}  name: docs\n  source: {{path: '{{{{ env.'}}\n": ["defs.yaml: TemplateSyntaxError"],
+    "type: embedding_assets.EmbeddingColection\n": ["defs.yaml", "no attribute", "EmbeddingColec"],
+    "typ: embedding_assets.EmbeddingCollection\n": ["type at", "defs.yaml:1", "Field required"],
+    "type: embedding_assets.EmbeddingCollection\n": ["defs.yaml: a collection needs at least"],
+    "": ["defs.yaml", "No components found in YAML file"],
+}
+
+
+@pytest.fixture
+def good(project: Project) -> Project:
+    """With a collection that is as it should be."""
+    source = write_jsonl(project.folder / "good.jsonl", [{"id": "a", "text": "A cat sleeps."}])
+    fields = {"path": str(source), "fields": {"timestamp": None}}
+    project.write(
+        {"name": "good", "source": fields, "partitions": {"by": "bucket", "count": 1}}, "team/good"
+    )
+    return project
+
+
+def not_loaded(definitions: dg.Definitions) -> list[dg.AssetSpec]:
+    specs = definitions.resolve_all_asset_specs()
+    return [spec for spec in specs if spec.key.path[0] == "not_loaded"]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=repr)
+def test_a_broken_collection_is_told_of_in_a_sentence_and_the_others_are_there(
+    good: Project, content: str
+) -> None:
+    good.write(content)
+    definitions = project_definitions()
+    (entry,) = not_loaded(definitions)
+    assert entry.key.path == ["not_loaded", "docs"]
+    assert entry.description is not None
+    for part in BROKEN[content]:
+        assert part in entry.description
+    assert "\n" not in entry.description
+    (sentence,) = broken_ones()
+    assert sentence in entry.description
+    sensors = {sensor.name for sensor in definitions.get_repository_def().sensor_defs}
+    assert sensors == {"good_source", "good_reconcile", "not_loaded_docs"}
+
+
+def test_asset_and_sensor_of_a_broken_collection_fail_with_its_sentence(good: Project) -> None:
+    good.write(next(iter(BROKEN)))
+    definitions = project_definitions()
+    (sentence,) = broken_ones()
+    repository = definitions.get_repository_def()
+    sensor = repository.get_sensor_def("not_loaded_docs")
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    with instance_in_memory() as instance:
+        with (
+            dg.build_sensor_context(instance, repository_def=repository) as context,
+            pytest.raises(ea.EmbeddingAssetsError) as caught,
+        ):
+            sensor.evaluate_tick(context)
+        assert str(caught.value) == sentence
+        run = materialize(definitions, ["not_loaded", "docs"], instance)
+        assert not run.success
+        (failure,) = [event for event in run.all_node_events if event.is_step_failure]
+        assert sentence in str(failure.step_failure_data)
+
+
+def broken_ones() -> list[str]:
+    return load_collections().broken
+
+
+def materialize(
+    definitions: dg.Definitions, key: list[str], instance: dg.DagsterInstance
+) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        [definitions.resolve_assets_def(dg.AssetKey(key))],
+        instance=instance,
+        partition_key="bucket_0" if key[0] == "good" else None,
+        raise_on_error=False,
+    )
+
+
+def test_asset_sensor_and_schedule_of_the_others_work_while_one_is_broken_and_it_too_when_mended(
+    good: Project,
+) -> None:
+    good.write(f"{HEAD}  name: docs\n  source: {{pth: {good.folder}/good.jsonl}}\n")
+    definitions = project_definitions()
+    with instance_in_memory() as instance:
+        repository = definitions.get_repository_def()
+        with dg.build_sensor_context(
+            instance, repository_def=repository, resources=definitions.resources
+        ) as context:
+            tick = repository.get_sensor_def("good_source").evaluate_tick(context)
+            assert [request.partition_key for request in tick.run_requests or []] == ["bucket_0"]
+        now = datetime.now(timezone.utc)
+        with dg.build_schedule_context(
+            instance, repository_def=repository, scheduled_execution_time=now
+        ) as context:
+            (schedule,) = repository.schedule_defs
+            assert schedule.evaluate_tick(context).run_requests
+        assert materialize(definitions, ["good", "documents"], instance).success
+    good.write(f"{HEAD}  name: docs\n  source: {{path: {good.folder}/good.jsonl}}\n")
+    mended = project_definitions()
+    assert not not_loaded(mended)
+    assert mended.resolve_assets_def(dg.AssetKey(["docs", "documents"]))
+
+
+def test_one_of_several_collections_of_a_file_may_be_broken(good: Project) -> None:
+    first = f"{HEAD}  name: first\n  source: {{path: x}}\n"
+    good.write(f"{first}---\n{HEAD}  name: docs\n  source: {{pth: x}}\n")
+    assert list(ea.collections()) == ["first", "good"]
+    assert len(not_loaded(project_definitions())) == 1
+    good.write(f"{first}post_processing: {{assets: [{{traget: '*'}}]}}\n")
+    (entry,) = not_loaded(project_definitions())
+    assert "post_processing.assets" in str(entry.description)
+
+
+def test_what_is_no_collection_and_broken_stops_no_collection_either(good: Project) -> None:
+    (good.beside.parent / "mine.py").write_text("import nowhere_to_be_found\n")
+    (entry,) = not_loaded(project_definitions())
+    assert "mine.py: ModuleNotFoundError: No module named 'nowhere_to_be_found'" in str(
+        entry.description
+    )
+    assert list(ea.collections()) == ["good"]
+
+
+def test_of_two_collections_of_one_name_none_is_loaded_and_both_files_are_named(
+    good: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"name": "docs", "source": {"path": "x"}}
+    files = [good.write(settings, folder) for folder in ("a-b", "a_b")]
+    entries = not_loaded(project_definitions())
+    assert len({entry.key for entry in entries}) == 2
+    (sentence,) = broken_ones()
+    assert all(sentence in str(entry.description) for entry in entries)
+    assert all(str(file) in sentence for file in files)
+    assert list(ea.collections()) == ["good"]
+    monkeypatch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
+    with pytest.raises(Exception, match="Error while building") as caught:
+        project_definitions()
+    assert str(caught.value.__cause__) == sentence
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=repr)
+def test_commands_that_look_for_errors_find_the_same_as_with_dagsters_own_loader(
+    good: Project, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good.write(content)
+    monkeypatch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
+    with pytest.raises(Exception) as theirs:  # noqa: PT011 - Dagster has several
+        dg.load_from_defs_folder(path_within_project=good.folder)
+    with pytest.raises(type(theirs.value)) as ours:
+        project_definitions()
+    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value.__cause__) == str(theirs.value.__cause__)
+
+
+def test_on_the_command_line_the_others_work_and_the_broken_one_is_told_of_in_a_sentence(
+    good: Project, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = good.folder / "data"
+    data.mkdir()
+    (data / "models").symlink_to(model_cache)
+    monkeypatch.setenv("EMBEDDING_DATA_DIR", str(data))
+    good.write(f"{HEAD}  name: docs\n  suorce: {{path: x}}\n")
+    definitions = project_definitions()
+    with instance_in_memory() as instance:
+        for asset in ("documents", "deduplicated_chunks", "embeddings", "vector_index"):
+            assert materialize(definitions, ["good", asset], instance).success
+
+    runner = CliRunner()
+    found = runner.invoke(app, ["search", "kitten", "-c", "good"])
+    assert found.exit_code == 0
+    assert "A cat sleeps." in found.output
+    assert "suorce" not in found.output
+    assert "suorce" not in runner.invoke(app, ["collections", "--json"]).stdout
+    for arguments in (["search", "kitten", "-c", "docs"], ["search", "kitten"]):
+        broken = runner.invoke(app, arguments)
+        assert broken.exit_code == 1
+        assert "Collections: good. Not loaded: " in broken.output
+        assert "attributes.suorce at " in broken.output
+        assert len(broken.output.splitlines()) == 1
