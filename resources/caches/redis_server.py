@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,15 +12,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from resources.caches.base import (
     CacheUnavailableError,
 )
-from resources.errors import InvalidInputError, MissingPackageError
+from resources.errors import InvalidInputError
 from resources.limits.circuit_breaker import CircuitBreaker
+from resources.redis_client import Seldom, ask_primary, forget_connections, reason, redis_client
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import redis
-
-_SECONDS_BETWEEN_WARNINGS = 600.0
 
 _Result = TypeVar("_Result")
 
@@ -37,14 +35,14 @@ class RedisServer:
         self._reachable = CircuitBreaker()
         self._writable = CircuitBreaker()
         self._counts: Counter[str] = Counter()
-        self._warned: dict[str, float] = {}
+        self._seldom = Seldom()
 
     def ask(self, action: "Callable[[redis.Redis], _Result]") -> _Result | None:
         """The server's answer; None if there is none, which is counted and warned of."""
         if not self._reachable.allows():
             return None
         try:
-            answer = action(self._connected())
+            answer = self._primary(action)
         except ImportError:
             raise
         except Exception as error:  # also what a parser raises at bytes that are not Redis's
@@ -69,7 +67,7 @@ class RedisServer:
             CacheUnavailableError: there is none.
         """
         try:
-            return action(self._connected())
+            return self._primary(action)
         except ImportError:
             raise
         except Exception as error:
@@ -118,50 +116,39 @@ class RedisServer:
 
     def warn(self, kind: str, message: str) -> None:
         """Logs a warning, unless one of the kind was logged a short time ago."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._warned.get(kind, -_SECONDS_BETWEEN_WARNINGS) < _SECONDS_BETWEEN_WARNINGS:
-                return
-            self._warned[kind] = now
-        _log.warning(message)
+        if self._seldom.due(kind):
+            _log.warning(message)
+
+    def _primary(self, action: "Callable[[redis.Redis], _Result]") -> _Result:
+        return ask_primary(self._connected(), action, self._moved)
+
+    def _moved(self) -> None:
+        self.warn(
+            "moved",
+            f"The embedding cache {self._url} takes no writes any more, as after a failover. It is "
+            "connected to anew.",
+        )
 
     def _reason(self, error: Exception) -> str:
-        reason = f"{type(error).__name__}: {error}"
-        for secret in filter(None, _credentials(self._url)):
-            reason = reason.replace(secret, "***")
-        return reason
+        return reason(error, self._client)
 
     def _connected(self) -> "redis.Redis":
         with self._lock:
             if self._client is None:
-                self._client = _client(self._url, self._timeout)
+                username, password = _credentials(self._url)
+                self._client = redis_client(
+                    self._url,
+                    self._timeout,
+                    "A cache in Redis",
+                    username=username,
+                    password=password,
+                )
             return self._client
 
     def _disconnect(self) -> None:
         with self._lock:
             if self._client is not None:
-                self._client.connection_pool.disconnect(inuse_connections=False)
-
-
-def _client(url: str, timeout: float) -> "redis.Redis":
-    try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError as error:
-        raise MissingPackageError("A cache in Redis", "redis") from error
-    username, password = _credentials(url)
-    return redis.Redis.from_url(
-        url,
-        username=username,
-        password=password,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # By default a command to a stalled server is repeated for up to a minute.
-        retry=Retry(NoBackoff(), 0),
-        # With the newer protocol's maintenance messages on, stale connections are not noticed.
-        protocol=2,
-    )
+                forget_connections(self._client)
 
 
 # --- URLs

@@ -75,6 +75,8 @@ class Usage:
         limits: in force.
         utilisation: the share of the limit, of requests or of tokens, whichever is larger, that
             all processes together used in the window before the last grant.
+        share: of the limits, that this machine may take by itself: the least of all grants; 1 while
+            all that share the limits see each other.
     """
 
     requests: int = 0
@@ -82,6 +84,7 @@ class Usage:
     seconds_waited: float = 0.0
     limits: Limits = NO_LIMITS
     utilisation: float = 0.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,14 @@ class Answer:
         used: requests and tokens, in flight and in the last window.
         limits: in force for requests and tokens; 0 for none.
         paused: seconds for which nothing is sent.
+        share: of the limits, that this machine takes by itself.
     """
 
     wait: float
     used: tuple[float, float]
     limits: tuple[float, float]
     paused: float = 0.0
+    share: float = 1.0
 
 
 def _limits(answer: Answer) -> Limits:
@@ -169,6 +174,7 @@ class RateLimiter(ABC):
                 self._usage.seconds_waited + time.monotonic() - began,
                 _limits(answer),
                 max(used, default=0.0),
+                min(self._usage.share, answer.share),
             )
         return grant
 
@@ -217,7 +223,7 @@ class RateLimiter(ABC):
             return self._usage
 
     def _complete(self, ask: dict[str, Any]) -> dict[str, Any]:
-        nothing = {"acquire": None, "settle": None, "pause": 0, "learn": [0, 0]}
+        nothing = {"acquire": None, "settle": None, "pause": 0, "learn": [0, 0], "outage": None}
         return {
             **nothing,
             "remaining": [-1, -1],

@@ -80,13 +80,14 @@ class _State:
         leases: end of the lease, and tokens, of each request in flight.
         learned: limits that the provider told.
         paused: until when nothing is sent.
+        seen: time of the last step.
     """
 
     slots: dict[str, list[float]] = field(default_factory=dict)
     leases: dict[str, list[float]] = field(default_factory=dict)
     learned: list[float] = field(default_factory=lambda: [0, 0])
     paused: float = 0.0
-    seen: float = 0.0
+    seen: float = -math.inf
 
     @classmethod
     def parse(cls, content: bytes, now: float, window: float) -> "_State":
@@ -100,7 +101,10 @@ class _State:
     def step(self, now: float, ask: dict[str, Any]) -> Answer:
         slot = ask["window"] / SLOTS
         current = math.floor(now / slot)
-        self.seen = now
+        if ask["outage"] == "goes on" and now - self.seen > ask["window"]:
+            # Nobody of this machine knew of it.
+            self.paused = max(self.paused, now + ask["window"])
+        self.seen = -math.inf if ask["outage"] == "over" else now
         self.slots = {k: v for k, v in self.slots.items() if int(k) >= current - SLOTS}
 
         def ended(requests: float, tokens: float) -> None:

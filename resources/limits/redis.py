@@ -1,9 +1,11 @@
 """Rate limits of several machines, through one key in Redis and the clock of Redis."""
 
 import json
+import logging
 import math
 import threading
 import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,16 @@ from typing import Any
 from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.base import NO_LIMITS, VARIABLE, Answer, Limits, RateLimiter
 from resources.limits.local import LONGEST_SLEEP, PACE, SLOTS, LocalRateLimiter
+from resources.redis_client import (
+    Seldom,
+    ask_primary,
+    forget_connections,
+    reason,
+    redis_client,
+    shown,
+)
+
+_log = logging.getLogger(__name__)
 
 # The same as `_State.step`, over the server's own clock, in one atomic step.
 _LUA = """
@@ -104,9 +116,10 @@ class RedisRateLimiter(RateLimiter):
     """Every machine, through one key in Redis and the clock of Redis.
 
     While Redis is away nothing is granted for one window, for what the others sent is unknown; then
-    this machine grants its share of the limits by itself, until Redis is back. The connection is
-    the limiter's own. Redis should not evict its key: `maxmemory-policy noeviction`, or an instance
-    of its own.
+    this machine grants its share of the limits by itself, until Redis is back. The processes of a
+    machine wait for that window once, not each of them; and where no limit is known, nothing waits.
+    The connection is the limiter's own. Redis should not evict its key: `maxmemory-policy
+    noeviction`, or an instance of its own.
     """
 
     def __init__(
@@ -137,23 +150,19 @@ class RedisRateLimiter(RateLimiter):
         if machines < 1:
             raise ValueError(f"machines must be at least 1, got {machines}")
         try:
-            from redis import Redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ImportError as error:
-            raise MissingPackageError(f"{VARIABLE} in Redis", "redis") from error
-
-        # By default the client tries again for up to a minute, and so applies a step several times.
-        options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        try:
-            client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+            client = redis_client(url, timeout, f"{VARIABLE} in Redis")
+        except MissingPackageError:
+            raise
         except ValueError:
             client = None
         if client is None:  # outside of `except`: the error may hold the password
             raise InvalidInputError(
                 f"{VARIABLE} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
             )
+        self._client = client
         self._script = client.register_script(_LUA)
+        self._shown = shown(url)
+        self._seldom = Seldom()
         self._key = key
         self._machines = machines
         self._fallback_path = fallback
@@ -174,11 +183,7 @@ class RedisRateLimiter(RateLimiter):
             except Exception as error:
                 if not _is_redis_error(error):
                     raise
-            with self._state_lock:
-                now = time.monotonic()
-                if self._away_since is None:
-                    self._away_since = now
-                self._ask_again = now + min(1.0, self._window / 4)
+                self._is_away(ask, error)
         return self._alone(ask)
 
     def _in_redis(self, ask: dict[str, Any]) -> Answer:
@@ -192,13 +197,29 @@ class RedisRateLimiter(RateLimiter):
         if self._time_away() >= self._window:
             # Redis does not know what this machine and others sent meanwhile.
             complete["pause"] = max(complete["pause"], self._window)
-        found = json.loads(self._script(keys=[self._key], args=[json.dumps(complete)]))
+        arguments = {"keys": [self._key], "args": [json.dumps(complete)]}
+        found = json.loads(
+            ask_primary(
+                self._client, lambda client: self._script(**arguments, client=client), self._moved
+            )
+        )
         with self._state_lock:
+            was_away = self._away_since is not None
             self._known, self._away_since = True, None
             self._limits_seen = (found["limits"][0], found["limits"][1])
+        if was_away:
+            self._share._step({"outage": "over"})
+            _log.info(f"{VARIABLE}: {self._shown} answers again; the limits are shared as before.")
         return Answer(found["wait"], tuple(found["used"]), self._limits_seen, found["paused"])
 
     def _alone(self, ask: dict[str, Any]) -> Answer:
+        limits = self._learned(ask)
+        share = [max(1, math.floor(limit / self._machines)) if limit else 0 for limit in limits]
+        alone = {"limits": share, "learn": (0, 0), "remaining": (-1, -1)}
+        return replace(self._share._step({**ask, **alone}), share=1 / self._machines)
+
+    def _learned(self, ask: dict[str, Any]) -> tuple[float, float]:
+        """The limits of all machines, as far as they are known here; 0 for none."""
         with self._state_lock:
             reported = ask.get("learn", (0, 0))
             own = (self._limits.requests or 0, self._limits.tokens or 0)
@@ -207,10 +228,41 @@ class RedisRateLimiter(RateLimiter):
                 for seen, mine, new in zip(self._limits_seen, own, reported, strict=True)
             ]
             self._limits_seen = (limits[0], limits[1])
-        share = [max(1, math.floor(limit / self._machines)) if limit else 0 for limit in limits]
-        if ask.get("acquire") and self._time_away() < self._window:
-            return Answer(LONGEST_SLEEP, (0, 0), (limits[0], limits[1]))
-        return self._share._step({**ask, "limits": share, "learn": (0, 0), "remaining": (-1, -1)})
+            return self._limits_seen
+
+    def _is_away(self, ask: dict[str, Any], error: Exception) -> None:
+        forget_connections(self._client)  # the name may lead to another server by now
+        limited = any(self._learned(ask))
+        with self._state_lock:
+            now = time.monotonic()
+            self._ask_again = now + min(1.0, self._window / 4)
+            if self._away_since is None:
+                self._away_since = now
+                if limited:
+                    # Who was never connected takes the word of this machine's other processes.
+                    self._share._step(
+                        {"pause": self._window} if self._known else {"outage": "goes on"}
+                    )
+        if self._seldom.due("away"):
+            share = f"1/{self._machines} of the limits (machines={self._machines} in the URL)"
+            _log.warning(
+                f"{VARIABLE}: {self._shown} does not answer ({reason(error, self._client)}). "
+                + (
+                    f"Nothing is sent for up to {self._window:.0f} s, because what other machines "
+                    f"send is not known; then this machine takes {share}"
+                    if limited
+                    else f"No limit is known, so nothing waits; of one that the provider tells "
+                    f"this machine takes {share}"
+                )
+                + ", until the server answers: it is asked again each second."
+            )
+
+    def _moved(self) -> None:
+        if self._seldom.due("moved"):
+            _log.warning(
+                f"{VARIABLE}: {self._shown} takes no writes any more, as after a failover. It is "
+                "connected to anew."
+            )
 
     def _time_away(self) -> float:
         """Seconds since Redis was first found away; 0 while it is there."""

@@ -101,9 +101,10 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
         """What was used since this resource was made, which in Dagster is a run.
 
         Returns:
-            requests, retries, tokens, dollars; seconds_rate_limited (summed over threads) and
+            requests, retries, tokens, dollars; seconds_rate_limited (summed over threads);
             rate_limit_utilisation (share of the limit that all processes together used, as of the
-            last request).
+            last request) and rate_limit_share (of the limits, that this machine took by itself:
+            below 1 where EMBEDDING_RATE_LIMITER did not answer).
         """
         return self._requests.statistics()
 

@@ -92,6 +92,7 @@ class Requests:
             "dollars": self._budget.spent,
             "seconds_rate_limited": usage.seconds_waited,
             "rate_limit_utilisation": usage.utilisation,
+            "rate_limit_share": usage.share,
         }
 
     def send(

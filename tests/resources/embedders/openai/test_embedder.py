@@ -971,6 +971,7 @@ def test_when_the_server_fails_half_way_a_model_here_takes_over_and_is_undone_la
         )
         assert used["requests"].value == len(answered)
         assert {"retries", "dollars", "seconds_rate_limited", "rate_limit_utilisation"} <= {*used}
+        assert used["rate_limit_share"].value == 1
         in_fallback = {row["document_id"] for row in failing.rows(local)}
         in_primary = {row["document_id"] for row in failing.rows()}
         assert in_fallback
