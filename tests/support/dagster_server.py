@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
-from tests.support.instance import PROJECT, dagster_home
+from tests.support.instance import PROJECT, shipped_instance
 
 _LAUNCH = """
 mutation ($params: LaunchBackfillParams!) {
@@ -49,7 +49,8 @@ class DagsterServer:
     """`dagster-webserver` and `dagster-daemon` with the project's own dagster.yaml."""
 
     def __init__(self, home: Path, module: str, environment: dict[str, str]) -> None:
-        self.home = dagster_home(home)
+        with shipped_instance(home):
+            self.home = home  # made here, for processes that make it at the same time may break it
         self._module = module
         self._environment = {
             **os.environ,
