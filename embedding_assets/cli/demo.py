@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from embedding_assets.cli.terminal import console, plain
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.environment import read_environment
 from resources.errors import EmbeddingAssetsError
@@ -26,31 +27,33 @@ _QUERIES = (
 
 
 def main() -> None:
-    console = Console()
     project = read_environment().project
     os.environ.setdefault("DAGSTER_HOME", str(project / "dagster_home"))
     started = time.monotonic()
     instance = dg.DagsterInstance.get()
     before = _newest_run(instance)
     command = _command()
-    console.print("[bold]Indexing 120 Python Enhancement Proposals with Dagster[/bold]")
-    console.print(f"[dim]$ {shlex.join(command)}[/dim]\n", soft_wrap=True)
-    status = _run(command, project, console)
+    console.print("Indexing 120 Python Enhancement Proposals with Dagster", style="bold")
+    console.print(f"$ {shlex.join(command)}\n", style="dim", soft_wrap=True)
+    status = _run(command, project)
     run_id = _newest_run(instance)
     if status or run_id is None or run_id == before:
-        console.print("[red]The run failed; its last lines are above.[/red]")
+        console.print("The run failed; its last lines are above.", style="red")
         sys.exit(status or 1)
     numbers, checks = _what_happened(instance, run_id)
-    _print_summary(console, numbers, checks, time.monotonic() - started)
+    _print_summary(numbers, checks, time.monotonic() - started)
     for query in _QUERIES:
         search = ["embedding-assets", "search", query, "-c", _COLLECTION, "-k", "3"]
-        console.print(f"\n[dim]$ {shlex.join(search)}[/dim]", soft_wrap=True)
+        console.print(f"\n$ {shlex.join(search)}", style="dim", soft_wrap=True)
         subprocess.run([_beside_python(search[0]), *search[1:]], check=True)
     console.print(
-        "\nSearch for something yourself: [bold].venv/bin/embedding-assets search "
-        f'"..." -c {_COLLECTION}[/bold]\n'
-        "See the assets, their checks and this run in Dagster's UI: [bold]make ui[/bold], "
-        "then open http://127.0.0.1:3000"
+        Text.assemble(
+            "\nSearch for something yourself: ",
+            (f'.venv/bin/embedding-assets search "..." -c {_COLLECTION}', "bold"),
+            "\nSee the assets, their checks and this run in Dagster's UI: ",
+            ("make ui", "bold"),
+            ", then open http://127.0.0.1:3000",
+        )
     )
 
 
@@ -73,7 +76,7 @@ def _command() -> list[str]:
     ]
 
 
-def _run(command: list[str], project: Path, console: Console) -> int:
+def _run(command: list[str], project: Path) -> int:
     """Runs Dagster; shows the progress lines of the assets, and everything if it fails."""
     last: list[str] = []
     with (
@@ -91,7 +94,7 @@ def _run(command: list[str], project: Path, console: Console) -> int:
         for line in process.stdout:
             last = [*last[-60:], line]
             for progress in _progress(line):
-                console.print(progress, highlight=False)
+                console.print(plain(progress), highlight=False)
     if process.returncode:
         sys.stderr.writelines(last)
     return process.returncode
@@ -140,7 +143,6 @@ def _what_happened(
 
 
 def _print_summary(
-    console: Console,
     numbers: dict[str, dict[str, Any]],
     checks: Iterable[tuple[str, bool]],
     seconds: float,
@@ -173,8 +175,10 @@ def _print_summary(
         f"{index['rows']:,.0f} rows ({index['rows_written']:,.0f} written, "
         f"{index['rows_removed']:,.0f} removed)",
     )
-    results = [f"[green]✓[/green] {n}" if ok else f"[red]✗ {n}[/red]" for n, ok in checks]
-    table.add_row("checks", "\n".join(results))
+    results = [
+        Text.assemble(("✓", "green"), f" {n}") if ok else Text(f"✗ {n}", "red") for n, ok in checks
+    ]
+    table.add_row("checks", Text("\n").join(results))
     console.print(table)
 
 

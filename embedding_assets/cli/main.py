@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from embedding_assets.cli.cache import app as cache_app
 from embedding_assets.cli.terminal import (
@@ -127,10 +128,10 @@ def search(
     if as_json:
         print_rows([asdict(hit) for hit in hits], True)
         return
-    table = Table(title=f"{name}: {text}", title_justify="left", show_lines=True)
+    table = Table(title=plain(f"{name}: {text}"), title_justify="left", show_lines=True)
     for column, options in (
         ("score", {"justify": "right"}),
-        ("document", {"no_wrap": True}),
+        ("document", {"overflow": "fold"}),
         ("span", {"justify": "right"}),
         ("text", {}),
     ):
@@ -141,9 +142,9 @@ def search(
             snippet = snippet[:_SNIPPET] + "…"
         table.add_row(
             f"{hit.score:.3f}",
-            hit.document_id,
+            plain(hit.document_id),
             f"{hit.span_start}-{hit.span_end}",
-            f"[bold]{plain(hit.title)}[/bold]\n{plain(snippet)}",
+            Text.assemble((plain(" ".join(hit.title.split())), "bold"), "\n", plain(snippet)),
         )
     console.print(table)
 

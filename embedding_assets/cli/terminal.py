@@ -1,6 +1,7 @@
 """What the commands of `embedding-assets` print, for people and for machines."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,11 @@ from rich.table import Table
 from resources.errors import EmbeddingAssetsError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-console = Console()
+console = Console(markup=False, emoji=False)
+"""Takes nothing for markup, since most of what it prints comes from outside: styles are given as
+`Text` or as `style`."""
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey, or could not write: controls, line ends, marks of direction."""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = "") -> None:
@@ -31,10 +36,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = ""
 
 
 def plain(text: str) -> str:
-    """Text of documents is not markup of ours, nor may it steer the terminal."""
-    from rich.markup import escape
-
-    return escape("".join(c for c in text if c.isprintable() or c == "\n"))
+    """Text from outside in one line: what would steer the terminal is shown as in Python."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_terminal(as_json: bool) -> bool:
@@ -48,5 +51,6 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except EmbeddingAssetsError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        lines = "\n".join(map(plain, str(error).split("\n")))
+        typer.secho(f"Error: {lines}", fg="red", err=True)
         raise typer.Exit(1) from error
