@@ -29,7 +29,7 @@ from resources.document_sources import SourceFile
 from resources.document_sources.base import Period
 from resources.identity.content_hash import fingerprint
 
-READER_VERSION = 2
+READER_VERSION = 3
 """To be raised when the same bytes become other documents."""
 
 # A file that is written twice within one tick of the storage's clock looks the same both times.

@@ -9,6 +9,7 @@ from enum import Enum
 import dagster as dg
 from pydantic import ConfigDict, Field
 
+from resources.document_sources.timestamps import TimestampUnit
 from resources.errors import EmbeddingAssetsError
 
 MAX_ID_LENGTH = 1024
@@ -33,6 +34,8 @@ class RefusalReason(str, Enum):
     """No text, text that is not a string, or nothing but white space."""
     unsafe_text = "unsafe_text"
     """More combining marks in a row than any script uses; normalising them would take hours."""
+    nul_character = "nul_character"
+    """A NUL in id, title or text: binary data, or an encoding that nobody declared."""
     no_id = "no_id"
     no_timestamp = "no_timestamp"
     bad_metadata = "bad_metadata"
@@ -98,9 +101,10 @@ class FieldNames(dg.Config):
     id: str = Field(
         default="id",
         description=(
-            "Field with the document's id: a non-empty string of at most 1024 characters or an "
-            "integer, unique in the collection. Not used for text and Markdown files, whose id is "
-            "their path."
+            "Field with the document's id, unique in the collection: a non-empty string of at most "
+            "1024 characters, an integer, a decimal, a UUID, a date or a time. A dot leads into a "
+            "nested field, as in `meta.uuid`; so it does for title, text and timestamp. Not used "
+            "for text and Markdown files, whose id is their path."
         ),
     )
     title: str = Field(
@@ -117,10 +121,17 @@ class FieldNames(dg.Config):
         default=None,
         description=(
             "Field with the document's time, by which it is partitioned: ISO 8601 (without an "
-            "offset it is taken as UTC), a date or timestamp type, or a number of seconds, "
-            "milliseconds, microseconds or nanoseconds since 1970. In Markdown a key of the front "
+            "offset it is taken as UTC), a date or timestamp type, a date of 4, 6, 8, 14 or 17 "
+            "digits, or a number since 1970. In Markdown a key of the front "
             "matter; for text and Markdown 'modified' is the file's modification time. "
             "Empty: documents carry no time."
+        ),
+    )
+    timestamp_unit: TimestampUnit | None = Field(
+        default=None,
+        description=(
+            "Unit of a timestamp that is a number since 1970: s, ms, us or ns. Empty: told by the "
+            "number's size, and what may be read in two ways, such as 86400, is refused."
         ),
     )
 

@@ -2,9 +2,11 @@
 
 import base64
 import unicodedata
-from datetime import date, datetime, timedelta
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -17,13 +19,41 @@ from resources.document_sources.base import (
     RefusedRecord,
     bounded,
 )
-from resources.document_sources.timestamps import parse_timestamp
+from resources.document_sources.timestamps import in_utc, parse_timestamp
 from resources.identity.content_hash import canonical_text
 
 # NFC sorts a run of combining marks in quadratic time: 40,000 of them take 1 s, 5 million 5 hours.
 # Unicode's stream-safe format (UAX 15) allows 30; no script comes near this bound.
 _MAX_COMBINING_MARKS = 128
 _MARKS_OF_CLASS_ZERO = "\u0f73\u0f75\u0f81"  # by themselves no marks, but they decompose into two
+
+_MISSING = object()
+
+
+def _whole_float(raw: float) -> str | None:
+    """A column of integers with gaps, as pandas writes it."""
+    return str(int(raw)) if raw.is_integer() and abs(raw) < 2**53 else None
+
+
+def _plain_decimal(raw: Decimal) -> str | None:
+    """Without an exponent and zeros after the point, which follow from the column's type."""
+    if not raw.is_finite():
+        return None
+    digits = format(raw, "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+_ID_FORMS: dict[type, Callable[[Any], str | None]] = {
+    str: lambda raw: raw,
+    int: str,
+    float: _whole_float,
+    Decimal: _plain_decimal,
+    UUID: str,
+    datetime: lambda raw: in_utc(raw).isoformat(),
+    date: date.isoformat,
+    time: time.isoformat,
+}
+"""The types of scalars that can be an id, and its form as a string; None: it is none."""
 
 
 class DocumentBuilder:
@@ -41,11 +71,27 @@ class DocumentBuilder:
         self.title_field = fields.title
         self.text_field = fields.text
         self.timestamp_field = fields.timestamp
+        self._timestamp_unit = fields.timestamp_unit
         self.max_document_bytes = max_document_bytes
         self._named = frozenset({fields.id, fields.title, fields.text, fields.timestamp} - {None})
+        self._paths = sorted(name for name in self._named if name and "." in name)
+
+    def lift_nested(self, record: dict[Any, Any]) -> dict[Any, Any]:
+        """Moves values that the names reach by a path, such as `meta.uuid`, to the outermost level.
+
+        A field that is really called `meta.uuid` goes before.
+        """
+        for name in self._paths:
+            if name not in record:
+                value, rest = _take(record, name.split("."))
+                if value is not _MISSING:
+                    record = {**rest, name: value}
+        return record
 
     def from_record(self, record: dict[str, Any], file: str, line: int) -> Document | Refusal:
         """A document from one record of a JSONL, CSV or Parquet file."""
+        if self._paths:
+            record = self.lift_nested(record)
         named = self._named
         timestamp_field = self.timestamp_field
         return self.build(
@@ -87,28 +133,28 @@ class DocumentBuilder:
             return refused.at(file, line, document_id)
         return Document(document_id, title, text, timestamp, json, file, line)
 
-    def id_or_none(self, raw_id: Any) -> str | None:
-        """The id for a refusal that has another reason."""
+    def id_or_none(self, record: dict[str, Any]) -> str | None:
+        """The record's id for a refusal that has another reason."""
         try:
-            return self._read_id(raw_id, {})
+            return self._read_id(self.lift_nested(record).get(self.id_field), {})
         except RefusedRecord:
             return None
 
     def _read_id(self, raw: Any, metadata: dict[str, Any]) -> str:
         if isinstance(raw, bytes):
-            raw = self._decode(self.id_field, raw)
-        if isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
-            raw = int(raw)  # a column of integers with gaps, as pandas writes it
-        if type(raw) is int:
-            raw = str(raw)
-        if not isinstance(raw, str):
+            # Columns of a fixed size are filled up with NUL.
+            raw = self._decode(self.id_field, raw.rstrip(b"\0"))
+        form = _ID_FORMS.get(type(raw))
+        text = form(raw) if form is not None else None
+        if text is None:
             raise RefusedRecord(
                 RefusalReason.no_id,
-                f"expected a string or an integer {self._got(self.id_field, raw, metadata)}",
+                "expected a string, an integer or another exact scalar "
+                f"{self._got(self.id_field, raw, metadata)}",
             )
+        raw = text
         if len(raw) <= MAX_ID_LENGTH:  # checked before and after: NFC may lengthen
-            if not raw.isascii():
-                self._check_encodable(self.id_field, raw)
+            self._check_characters(self.id_field, raw)
             document_id = canonical_text(raw)
             if 0 < len(document_id) <= MAX_ID_LENGTH:
                 return document_id
@@ -136,7 +182,7 @@ class DocumentBuilder:
     def _read_title(self, raw: Any, metadata: dict[str, Any]) -> str:
         if isinstance(raw, bytes):
             raw = self._decode(self.title_field, raw)
-        elif isinstance(raw, (int, float, date, Decimal)) and not isinstance(raw, bool):
+        elif isinstance(raw, (int, float, date, time, Decimal, UUID)) and not isinstance(raw, bool):
             raw = str(raw)
         if not isinstance(raw, str):
             # Not a title, yet not to be lost.
@@ -146,7 +192,7 @@ class DocumentBuilder:
 
     def _read_timestamp(self, raw: Any) -> datetime:
         try:
-            return parse_timestamp(raw)
+            return parse_timestamp(raw, self._timestamp_unit)
         except (ValueError, OverflowError) as error:
             raise RefusedRecord(
                 RefusalReason.no_timestamp,
@@ -154,12 +200,12 @@ class DocumentBuilder:
             ) from None
 
     def _canonical(self, field: str, raw: str) -> str:
+        self._check_characters(field, raw)
         if raw.isascii():
             text = canonical_text(raw)
             if len(text) > self.max_document_bytes:
                 self._check_size(field, text)
             return text
-        self._check_encodable(field, raw)
         if len(raw) > 10 * _MAX_COMBINING_MARKS and _has_endless_marks(raw):
             raise RefusedRecord(
                 RefusalReason.unsafe_text,
@@ -178,9 +224,16 @@ class DocumentBuilder:
             )
 
     @staticmethod
-    def _check_encodable(field: str, text: str) -> None:
+    def _check_characters(field: str, text: str) -> None:
+        if "\0" in text:
+            raise RefusedRecord(
+                RefusalReason.nul_character,
+                f"field {field!r} has a NUL character at {text.index(chr(0))}: it is binary, or in "
+                f"an encoding that `source.encoding` should name; it begins {bounded(text, 40)!r}",
+            )
         try:
-            text.encode()
+            if not text.isascii():
+                text.encode()
         except UnicodeEncodeError as error:
             raise RefusedRecord(
                 RefusalReason.lone_surrogate,
@@ -201,8 +254,37 @@ class DocumentBuilder:
     def _got(field: str, raw: Any, metadata: dict[str, Any]) -> str:
         if raw is not None:
             return f"in field {field!r}, got {type(raw).__name__} {bounded(repr(raw), 60)}"
-        others = ", ".join(map(repr, metadata)) or "none"
+        others = ", ".join(map(repr, _paths_of(metadata))) or "none"
         return f"in field {field!r}, which is missing or null; other fields: {others}"
+
+
+def _take(holder: Any, path: list[str]) -> tuple[Any, Any]:
+    """The value at a path of keys (`_MISSING` if there is none), and its holder without it."""
+    pairs = holder.items() if isinstance(holder, dict) else holder  # a Parquet map: a list of pairs
+    if not isinstance(holder, (dict, list)) or not all(isinstance(pair, tuple) for pair in pairs):
+        return _MISSING, holder
+    kept, value = [], _MISSING
+    for key, inner in pairs:
+        if key != path[0]:
+            kept.append((key, inner))
+            continue
+        value, rest = (inner, None) if len(path) == 1 else _take(inner, path[1:])
+        if rest:
+            kept.append((key, rest))
+    if value is _MISSING:
+        return _MISSING, holder
+    return value, dict(kept) if isinstance(holder, dict) else kept
+
+
+def _paths_of(fields: dict[Any, Any]) -> list[str]:
+    """The names by which the fields of a record, and those one level below, can be reached."""
+    return [
+        path
+        for name, value in fields.items()
+        for path in (
+            [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
+        )
+    ]
 
 
 def metadata_json(fields: dict[str, Any]) -> str:

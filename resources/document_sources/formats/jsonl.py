@@ -61,7 +61,7 @@ def _classify_line(
         reason, detail = RefusalReason.invalid_utf8, f"{problem.reason} at byte {problem.start}"
     except UnicodeEncodeError:
         reason = RefusalReason.lone_surrogate
-        document_id = builder.id_or_none(record.get(builder.id_field))
+        document_id = builder.id_or_none(record)
     except (ValueError, RecursionError):
         pass
     detail = f"{bounded(detail, 110)}: {excerpt(line)}"

@@ -1,6 +1,7 @@
 """Parquet: one row a document."""
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -12,6 +13,9 @@ from resources.document_sources.formats.lines import check_unique
 
 _BATCH_BYTES = 32 * 1024 * 1024
 _MAX_BATCH_ROWS = 1_024
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_EPOCH = datetime(1970, 1, 1)
+_UTC_EPOCH = _EPOCH.replace(tzinfo=timezone.utc)
 
 
 class _Unreadable:
@@ -24,7 +28,10 @@ class _Unreadable:
 def read_parquet(
     file: SourceFile, stream: BinaryIO, builder: DocumentBuilder
 ) -> Iterator[Document | Refusal]:
-    parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+    # INT96 times, as Spark and Impala wrote them, reach beyond what 64 bits hold of nanoseconds.
+    parquet = pq.ParquetFile(
+        stream, page_checksum_verification=True, coerce_int96_timestamp_unit="us"
+    )
     names = parquet.schema_arrow.names
     check_unique(names)
     path = file.path
@@ -57,44 +64,63 @@ def _batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 def _python_values(column: pa.Array) -> tuple[list[Any], bool]:
     """A column's Python values, and whether there is one for every cell."""
-    wanted = _python_type(column.type)
     try:
-        if wanted != column.type:
-            column = column.cast(wanted, safe=False)
-        return column.to_pylist(), True
+        if _has_python_form(column.type):
+            return column.to_pylist(), True
+        if pa.types.is_timestamp(column.type):
+            values = column.cast(pa.int64()).to_pylist()
+            moments = [None if each is None else _moment(each, column.type) for each in values]
+            return moments, True
+        return [_python_value(scalar) for scalar in column], True
     except Exception:  # one bad cell, such as invalid UTF-8 or the year 10000: find it
-        return [_python_value(scalar) for scalar in column], False
+        return [_python_value_or_error(scalar) for scalar in column], False
 
 
-def _python_value(scalar: pa.Scalar) -> Any:
+def _python_value_or_error(scalar: pa.Scalar) -> Any:
     try:
-        return scalar.as_py()
+        return _python_value(scalar)
     except Exception as error:
         return _Unreadable(error)
 
 
-def _python_type(kind: pa.DataType) -> pa.DataType:
-    """The type with times as Python has them: microseconds and UTC, without importing pandas."""
+def _has_python_form(kind: pa.DataType) -> bool:
+    """Whether pyarrow makes Python values of it without pandas and without a time zone database."""
     types = pa.types
     if types.is_timestamp(kind):
-        return pa.timestamp(
-            "us" if kind.unit == "ns" else kind.unit, None if kind.tz is None else "UTC"
-        )
+        return kind.unit != "ns" and kind.tz is None
+    if types.is_time64(kind) or types.is_duration(kind):
+        return kind.unit != "ns"
+    if types.is_dictionary(kind):
+        return _has_python_form(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_python_form(kind.storage_type)
+    return all(_has_python_form(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _moment(value: int, kind: pa.TimestampType) -> datetime:
+    """A time as Python has it: in UTC or naive, cut to the microsecond that it belongs to."""
+    microseconds = value * _NANOSECONDS[kind.unit] // 1_000  # down, also before 1970
+    return (_EPOCH if kind.tz is None else _UTC_EPOCH) + timedelta(microseconds=microseconds)
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    """As `as_py`, with times as `_moment` has them, however deep they are."""
+    kind, types = scalar.type, pa.types
+    if not scalar.is_valid or _has_python_form(kind):
+        return scalar.as_py()
+    if types.is_timestamp(kind):
+        return _moment(scalar.value, kind)
+    if types.is_duration(kind):
+        return timedelta(microseconds=scalar.value // 1_000)
     if types.is_time64(kind):
-        return pa.time64("us")
-    if types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
+        return (_EPOCH + timedelta(microseconds=scalar.value // 1_000)).time()
     if types.is_struct(kind):
-        return pa.struct([_python_field(kind.field(i)) for i in range(kind.num_fields)])
-    if types.is_list(kind):
-        return pa.list_(_python_field(kind.value_field))
-    if types.is_large_list(kind):
-        return pa.large_list(_python_field(kind.value_field))
-    return kind
-
-
-def _python_field(field: pa.Field) -> pa.Field:
-    return field.with_type(_python_type(field.type))
+        return {field.name: _python_value(scalar[i]) for i, field in enumerate(kind)}
+    if types.is_map(kind):
+        return [(_python_value(pair[0]), _python_value(pair[1])) for pair in scalar.values]
+    if types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
+        return _python_value(scalar.value)
+    return [_python_value(value) for value in scalar.values]
 
 
 def _refuse_unreadable(
@@ -104,11 +130,11 @@ def _refuse_unreadable(
         if isinstance(value, _Unreadable):
             if isinstance(value.error, UnicodeDecodeError):
                 reason = RefusalReason.invalid_utf8
-            elif name == builder.timestamp_field:
+            elif f"{builder.timestamp_field}.".startswith(f"{name}."):
                 reason = RefusalReason.no_timestamp
             else:
                 reason = RefusalReason.malformed_line
-            document_id = builder.id_or_none(record.get(builder.id_field))
+            document_id = builder.id_or_none(record)
             detail = f"field {name!r}: {type(value.error).__name__}: {value.error}"
             return Refusal(reason, document_id, path, row, bounded(detail))
     return None

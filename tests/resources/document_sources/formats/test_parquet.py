@@ -6,9 +6,11 @@ import os
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from resources.document_sources import Document, FieldNames, FileDocumentSource, Refusal
 from tests.support.data import HOSTILE
@@ -42,6 +44,96 @@ def test_parquet_rows_become_documents_with_their_row_numbers(tmp_path: Path):
         "nested": [{"at": "2020-01-02T03:04:05.678901", "n": 1}],
         "price": "1.50",
     }
+
+
+def test_ids_of_every_exact_scalar_type_are_read(tmp_path: Path):
+    uuid = UUID("cc48f830-dc51-4138-9f1c-c3c045f21e03")
+    integers = [
+        pa.int8(), pa.int16(), pa.int32(), pa.int64(),
+        pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(),
+    ]  # fmt: skip
+    ids = [
+        (pa.array([uuid.bytes], pa.uuid()), str(uuid)),
+        (pa.array([Decimal("9" * 38)], pa.decimal128(38)), "9" * 38),
+        (pa.array([Decimal("100.00")], pa.decimal128(10, 2)), "100"),
+        (pa.array([Decimal("4.160")], pa.decimal256(10, 3)), "4.16"),
+        *((pa.array([100], kind), "100") for kind in integers),
+        (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        (pa.array([b"ab"], pa.binary(2)), "ab"),
+        (pa.array([b"ab\0\0"], pa.binary(4)), "ab"),
+        (pa.array([b"ab"], pa.large_binary()), "ab"),
+        (pa.array(["ab"], pa.large_string()), "ab"),
+        (pa.array(["ab"]).dictionary_encode(), "ab"),
+        (pa.array([date(2020, 1, 2)]), "2020-01-02"),
+        (pa.array([0], pa.timestamp("ns", "UTC")), "1970-01-01T00:00:00+00:00"),
+        (pa.array([1.0], pa.float32()), "1"),
+    ]
+    for number, (column, _) in enumerate(ids):
+        write_parquet(tmp_path / f"{number:02}.parquet", {"id": column, "text": ["x"]})
+    assert outcomes(read(tmp_path)) == [expected for _, expected in ids]
+
+
+@pytest.mark.parametrize("stored_schema", [True, False])
+def test_int96_times_are_exact_from_the_year_1_to_9999(tmp_path: Path, stored_schema: bool):
+    moments = [
+        datetime(2019, 5, 4, 3, 2, 1, 5),
+        datetime(1502, 3, 4),
+        datetime(9999, 12, 31, 23, 59, 59, 999999),
+        datetime(1, 1, 1),
+        datetime(1969, 12, 31, 23, 59, 59, 999999),
+    ]
+    table = pa.table(
+        {"id": list("abcde"), "text": ["x"] * 5, "when": pa.array(moments, pa.timestamp("us"))}
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, store_schema=stored_schema)
+    assert pq.ParquetFile(path).schema.column(2).physical_type == "INT96"
+    found = read(path, fields=FieldNames(timestamp="when"))
+    assert [d.timestamp for d in found if isinstance(d, Document)] == [
+        moment.replace(tzinfo=UTC) for moment in moments
+    ]
+
+
+def test_nanoseconds_are_cut_to_the_microsecond_they_belong_to_wherever_they_are(tmp_path: Path):
+    nanoseconds = [-1, -500, -1000, 999, 1_999]
+    when = pa.array(nanoseconds, pa.timestamp("ns", "America/New_York"))
+    one = pa.array(nanoseconds, pa.timestamp("ns"))
+    columns = {
+        "id": list("abcde"),
+        "text": ["x"] * 5,
+        "when": when,
+        "fixed": pa.FixedSizeListArray.from_arrays(one, 1),
+        "list": pa.ListArray.from_arrays(range(6), when),
+        "map": pa.MapArray.from_arrays(range(6), ["k"] * 5, one),
+        "struct": pa.StructArray.from_arrays([pa.ListArray.from_arrays(range(6), one)], ["in"]),
+        "took": pa.array(nanoseconds, pa.duration("ns")),
+        "clock": pa.array([0, 1, 1_000, 999, 1_999], pa.time64("ns")),
+    }
+    found = read(
+        write_parquet(tmp_path / "a.parquet", columns), fields=FieldNames(timestamp="when")
+    )
+    assert outcomes(found) == list("abcde")
+    late, early = "1969-12-31T23:59:59.999999", "1970-01-01T00:00:00"
+    expected = [late, late, late, early, "1970-01-01T00:00:00.000001"]
+    for item, moment, cut in zip(found, expected, [-1, -1, -1, 0, 1], strict=True):
+        assert isinstance(item, Document)
+        assert item.timestamp == datetime.fromisoformat(moment).replace(tzinfo=UTC)
+        metadata = json.loads(item.metadata)
+        assert metadata["fixed"] == metadata["struct"]["in"] == [moment]
+        assert metadata["list"] == [f"{moment}+00:00"]
+        assert metadata["map"] == [["k", moment]]
+        assert metadata["took"] == cut / 1_000_000
+
+
+def test_fields_inside_structs_and_maps_are_reached_by_their_path(tmp_path: Path):
+    columns = {
+        "meta": pa.array([{"id": 7, "at": 1}], pa.struct([("id", "int8"), ("at", "date32")])),
+        "texts": pa.array([[("en", "x"), ("fr", "y")]], pa.map_("string", "string")),
+    }
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    found = document(read(path, fields=FieldNames(id="meta.id", text="texts.en")))
+    assert (found.id, found.text) == ("7", "x")
+    assert json.loads(found.metadata) == {"meta": {"at": "1970-01-02"}, "texts": [["fr", "y"]]}
 
 
 def test_one_unreadable_cell_refuses_one_parquet_row(tmp_path: Path):
