@@ -39,11 +39,13 @@ class EmbeddingError(EmbeddingAssetsError):
     Attributes:
         kind: None is for the user to put right: no fallback takes over.
         blames_text: whether one of the texts may be the reason; then the others may still succeed.
+        proven: a harmless text was embedded while these failed.
         dollars: that were spent in vain.
     """
 
     kind: ClassVar[FailureKind | None] = "error"
     blames_text: ClassVar[bool] = False
+    proven: bool = False
     dollars: float = 0.0
 
 

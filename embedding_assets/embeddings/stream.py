@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from resources.caches.vectors import valid_vectors
-from resources.embedders.base import Embedder, EmbeddingBatch
+from resources.embedders.base import HARMLESS_TEXT, Embedder, EmbeddingBatch
 from resources.errors import EmbeddingError
 
-_HARMLESS_TEXT = "A short text that every model can embed."
 _DOUBT_AFTER = 8
 """At the first failure, and again after so many in a row, a harmless text tells whether the texts
 are at fault or the embedder."""
@@ -176,7 +175,7 @@ def embed_each(
                 error.dollars = dollars
                 raise
             if end - start == 1:
-                if failed_in_a_row % _DOUBT_AFTER == 0:
+                if failed_in_a_row % _DOUBT_AFTER == 0 and not error.proven:
                     dollars += _cost_of_doubt(embedder, dollars)
                 failed_in_a_row += 1
                 errors[start] = ("embedding_failed", str(error)[:200])
@@ -189,8 +188,11 @@ def embed_each(
             truncated[start:end] = result.truncated_tokens
             continue
         # Halve outside the `except` block: the traceback would keep the batch's tensors alive.
-        middle = (start + end) // 2
-        spans += [(middle, end), (start, middle)]
+        parts = embedder.batches(texts[start:end])
+        if len(parts) == 1:  # else the embedder has learned meanwhile to take fewer at once
+            middle = (end - start) // 2
+            parts = [slice(0, middle), slice(middle, end - start)]
+        spans += [(start + part.start, start + part.stop) for part in reversed(parts)]
     for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
         if errors[row] is None:
             norm = float(np.linalg.norm(vectors[row]))
@@ -202,7 +204,7 @@ def embed_each(
 def _cost_of_doubt(embedder: Embedder, spent: float) -> float:
     """Dollars of a harmless text; if it fails too, that error carries all that is spent."""
     try:
-        return embedder.embed([_HARMLESS_TEXT]).dollars
+        return embedder.embed([HARMLESS_TEXT]).dollars
     except EmbeddingError as error:
         error.dollars += spent
         raise

@@ -14,6 +14,9 @@ from resources.identity.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
 
+HARMLESS_TEXT = "A short text that every model can embed."
+"""Tells whether other texts are at fault, or the embedder."""
+
 
 @dataclass(frozen=True)
 class EmbeddingBatch:

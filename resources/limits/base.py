@@ -10,6 +10,7 @@ Providers may enforce a limit over shorter times than they say. So no tenth of a
 than 15 % of it, but for a single request larger than that.
 """
 
+import math
 import random
 import threading
 import time
@@ -137,22 +138,31 @@ class RateLimiter(ABC):
     def _step(self, ask: dict[str, Any]) -> Answer:
         """Does what is asked, as one atomic step for all processes."""
 
-    def acquire(self, tokens: int, given_up: threading.Event | None = None) -> Grant:
+    def acquire(
+        self,
+        tokens: int,
+        given_up: threading.Event | None = None,
+        timeout: float | None = None,
+    ) -> Grant:
         """Waits until one request of so many tokens is within the limits.
 
         Args:
             tokens: an upper bound of what the request will take.
             given_up: ends the waiting.
+            timeout: seconds to wait at most.
 
         Raises:
             LimitError: the limit is lower than this one request.
-            GivenUpError: `given_up` was set.
+            GivenUpError: `given_up` was set, or the time is over.
         """
         given_up = given_up or threading.Event()
         grant = Grant(uuid4().hex, tokens)
         began = time.monotonic()
+        end = began + (math.inf if timeout is None else timeout)
         # The threads of a process wait in turn, so that only one of them asks again and again.
-        with self._turn:
+        if not self._turn.acquire(timeout=-1 if timeout is None else timeout):
+            raise GivenUpError
+        try:
             while True:
                 if given_up.is_set():
                     raise GivenUpError
@@ -165,7 +175,11 @@ class RateLimiter(ABC):
                         f"{answer.limits[0]:,.0f} requests and {answer.limits[1]:,.0f} tokens "
                         "per minute"
                     )
+                if time.monotonic() + answer.wait > end:
+                    raise GivenUpError
                 given_up.wait(min(answer.wait, 1.0))
+        finally:
+            self._turn.release()
         with self._guard:
             used = [u / limit for u, limit in zip(answer.used, answer.limits, strict=True) if limit]
             self._usage = Usage(

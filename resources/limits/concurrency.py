@@ -4,6 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from resources.limits.base import GivenUpError
+
 
 class AdaptiveConcurrency:
     """Additive increase, multiplicative decrease, with slow start, as TCP does (RFC 5681).
@@ -25,10 +27,15 @@ class AdaptiveConcurrency:
         return int(self._limit)
 
     @contextmanager
-    def slot(self) -> Iterator[int]:
-        """Waits for its turn; yields the number of the request, for `succeeded` and `failed`."""
+    def slot(self, timeout: float | None = None) -> Iterator[int]:
+        """Waits for its turn; yields the number of the request, for `succeeded` and `failed`.
+
+        Raises:
+            GivenUpError: its turn did not come within so many seconds.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight < int(self._limit))
+            if not self._changed.wait_for(lambda: self._in_flight < int(self._limit), timeout):
+                raise GivenUpError
             self._in_flight += 1
             self._begun += 1
             number = self._begun

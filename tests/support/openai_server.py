@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from resources.embedders.openai.embedder import OpenAIEmbedder
 from tests.support.fakes import fake_vector
 
 MODEL = "text-embedding-3-small"
+KEY = "sk-planted-3f9c1e77a0b84d5e"
 
 
 @dataclass(frozen=True)
@@ -159,3 +162,25 @@ def error(
     """An error as OpenAI writes it."""
     content = {"error": {"message": message, **fields}}
     return lambda _: Answer(status, content, headers or {})
+
+
+def embedder(server: OpenAIServer | str, folder: Path, **fields: Any) -> OpenAIEmbedder:
+    """Asks the server with short waits; the key is in the environment as PLANTED_KEY."""
+    url = server if isinstance(server, str) else server.url
+    return OpenAIEmbedder(
+        **{
+            "model": MODEL,
+            "dimensions": 16,
+            "base_url": url,
+            "api_key_env": "PLANTED_KEY",
+            "rate_limits": str(folder / "rate_limits"),
+            "retry_delay": 0.01,
+            "timeout": 10.0,
+            **fields,
+        }
+    )
+
+
+def assert_right(vectors: np.ndarray, texts: list[str]) -> None:
+    expected = np.stack([fake_vector(text, 16) for text in texts])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)

@@ -6,10 +6,14 @@ from typing import Any
 
 import dagster as dg
 
-from resources.embedders.openai.models import CAN_BE_SHORTENED, OPENAI_KEY
-from resources.embedders.openai.protocol import Reply
+from resources.embedders.openai.failures import Failure, Reply
+from resources.embedders.openai.learned import Form
+from resources.embedders.openai.models import OPENAI_KEY
 from resources.embedders.openai.settings import OpenAISettings
 from resources.errors import CredentialsError, MissingPackageError
+
+_RAW = {"X-Stainless-Raw-Response": "true"}
+"""What the client's `with_raw_response` sends; its answer holds the HTTP response."""
 
 
 class OpenAIClient:
@@ -30,9 +34,14 @@ class OpenAIClient:
         name = self.key_variable
         return (dg.EnvVar(name).get_value() or "").strip() or None if name else None
 
-    def exchange(self, texts: list[str]) -> Reply | str:
+    def exchange(self, texts: list[str], form: Form, timeout: float) -> Reply | Failure:
         """The server's answer, or why there is none. The client's errors, which hold the key, end
         here.
+
+        Args:
+            texts: as they are sent.
+            form: which parameters the server knows.
+            timeout: seconds.
 
         Raises:
             CredentialsError: the key is not set.
@@ -42,25 +51,34 @@ class OpenAIClient:
         import openai
 
         settings = self._settings
-        options: dict[str, Any] = {"encoding_format": "base64"}
-        if settings.dimensions and settings.model.startswith(CAN_BE_SHORTENED):
-            options["dimensions"] = settings.dimensions
+        body: dict[str, Any] = {"input": texts, "model": settings.model}
+        if form.encoding:
+            body["encoding_format"] = form.encoding
+        if settings.dimensions and form.dimensions:
+            body["dimensions"] = settings.dimensions
         try:
-            raw = client.embeddings.with_raw_response.create(
-                input=texts, model=settings.model, **options
-            )
-            response = raw.http_response
+            # The client's own method for embeddings always sends an encoding.
+            response = client.post(
+                "/embeddings",
+                cast_to=object,
+                body=body,
+                options={"headers": _RAW, "timeout": timeout},
+            ).http_response
         except openai.APIStatusError as error:
             response = error.response
         except openai.APITimeoutError:
-            return f"No answer within {settings.timeout:g} s"
+            many = "one text" if len(texts) == 1 else f"{len(texts)} texts"
+            return Failure("time-out", f"No answer within {timeout:.3g} s to {many}")
         except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            return f"No complete answer ({type(cause).__name__}: {cause})".replace(
-                self.key or "\0", "***"
-            )
+            return self._no_connection(error.__cause__ or error)
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Reply(response.status_code, headers, response.content, self.key)
+
+    def _no_connection(self, cause: BaseException) -> Failure:
+        said = f"No complete answer ({type(cause).__name__}: {cause})"
+        said = said.replace(self.key or "\0", "***")
+        never = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "UnsupportedProtocol")
+        return Failure("address" if any(word in said for word in never) else "connection", said)
 
     @property
     def connected(self) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from resources.embedders.base import Embedder, EmbeddingBatch, Role
-from resources.embedders.openai.requests import Requests
+from resources.embedders.openai.requests import Requests, TooManyTextsError
 from resources.embedders.openai.settings import OpenAISettings
 from resources.embedders.openai.token_estimate import estimating_tokenizer
 from resources.embedders.pricing import FREE, Price, price_of
@@ -34,8 +34,9 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
 
     rate_limits: str = Field(
         default="~/.cache/embedding-assets/rate_limits",
-        description="Folder in which the processes of this machine share their limits. The "
-        "environment variable EMBEDDING_RATE_LIMITER, a Redis URL, shares them between machines.",
+        description="Folder in which the processes of this machine share their limits, and what "
+        "they learned of servers. The environment variable EMBEDDING_RATE_LIMITER, a Redis URL, "
+        "shares the limits between machines.",
     )
 
     @property
@@ -57,14 +58,15 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
 
     @property
     def price(self) -> Price:
-        return price_of(self.model) or FREE
+        return price_of(self.known_as) or FREE
 
     def new_tokenizer(self) -> Tokenizer:
         return Tokenizer.from_str(self._tokenizer_json)
 
     def batches(self, texts: Sequence[str]) -> list[slice]:
         """Requests: within the provider's limits, and small enough for even use of the budget."""
-        return list(self._packed([count for _, count, _ in self._fitted(texts, "document")]))
+        counts = [count for _, count, _ in self._fitted(texts, "document")]
+        return self._packed(counts, slice(0, len(counts)))
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> EmbeddingBatch:
         fitted = self._fitted(texts, role)
@@ -73,10 +75,16 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
         tokens = np.zeros(len(texts), dtype=np.int32)
         dollars = 0.0
         given_up = self._requests.given_up  # the one of now, whichever later calls will have
-        for batch in self._packed(counts):
+        batches = self._packed(counts, slice(0, len(counts)))[::-1]
+        while batches:
+            batch = batches.pop()
             sent = [text for text, _, _ in fitted[batch]]
             try:
-                found, cost = self._requests.send(sent, sum(counts[batch]), given_up)
+                found, cost = self._requests.send(sent, sum(counts[batch]), role, given_up)
+            except TooManyTextsError as error:
+                dollars += error.dollars
+                batches += self._packed(counts, batch, error.most)[::-1]
+                continue
             except EmbeddingError as error:
                 error.dollars += dollars
                 raise
@@ -123,6 +131,8 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
             "prompts": {"document": self.document_prompt, "query": self.query_prompt},
             "tokenizer": hashlib.sha256(self._tokenizer_json.encode()).hexdigest(),
         }
+        if self.answers_as:
+            details["answers_as"] = self.answers_as
         if not self.is_openai:
             details["server"] = self.server_name or self.base_url
         return EmbeddingSpace(
@@ -180,19 +190,24 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
                 fitted.append((text[:end], self.max_input_tokens, tokens - room))
         return fitted
 
-    def _packed(self, counts: Sequence[int]) -> Iterator[slice]:
+    def _packed(
+        self, counts: Sequence[int], texts: slice, most_texts: int | None = None
+    ) -> list[slice]:
         """Fewest requests of texts in a row."""
+        most_texts = min(most_texts or self._requests.most_texts, self._requests.most_texts)
         most = self.max_request_tokens
         if limit := self._requests.known_limits.tokens:
             most = min(most, int(limit * _SHARE_OF_LIMIT))
-        start = tokens = 0
-        for end, count in enumerate(counts):
-            if end > start and (tokens + count > most or end - start == self.max_request_inputs):
-                yield slice(start, end)
+        packed = []
+        start, tokens = texts.start, 0
+        for end in range(texts.start, texts.stop):
+            if end > start and (tokens + counts[end] > most or end - start == most_texts):
+                packed.append(slice(start, end))
                 start, tokens = end, 0
-            tokens += count
-        if start < len(counts):
-            yield slice(start, len(counts))
+            tokens += counts[end]
+        if start < texts.stop:
+            packed.append(slice(start, texts.stop))
+        return packed
 
 
 def _normalized(vectors: np.ndarray) -> np.ndarray:

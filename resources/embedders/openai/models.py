@@ -7,5 +7,3 @@ OPENAI_DIMENSIONS = {
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
 }
-CAN_BE_SHORTENED = "text-embedding-3"
-"""How the names of the models begin whose vectors may be asked for in any length."""

@@ -1,7 +1,7 @@
 """What a server with OpenAI's embeddings interface answers, and what it means.
 
 https://platform.openai.com/docs/api-reference/embeddings, with the deviations of other servers:
-floats instead of base64, null for NaN, no `usage`, errors inside a 200.
+floats instead of base64, null for NaN, no `usage`, other names for the model.
 """
 
 import base64
@@ -9,44 +9,14 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import orjson
 
-from resources.errors import (
-    CredentialsError,
-    EmbedderUnavailableError,
-    EmbeddingError,
-    ModelError,
-    SettingsError,
-    TextError,
-)
+from resources.embedders.openai.failures import Failure, Reply, failure_of
 from resources.limits.base import Limits, ReportedLimits
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A complete HTTP answer. Header names are in lower case.
-
-    Attributes:
-        secret: what nobody may read: servers repeat the key that they refuse.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-    secret: str | None = field(default=None, repr=False)
-
-    def quoted(self, said: Any, most: int) -> str:
-        """What the server said, in one line; the secret goes before anything is cut off."""
-        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        if self.secret:
-            text = text.replace(self.secret, "***")
-        return " ".join(text.split())[:most]
 
 
 @dataclass(frozen=True)
@@ -62,26 +32,9 @@ class Vectors:
     tokens: int | None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why there are no vectors, and what helps.
-
-    Attributes:
-        remedy: "stop": nothing does; "split": one of the texts may be at fault; "pause": nobody
-            should send anything for a while; "retry": send it again; "retry or split": send it
-            again a few times, then one of the texts may be at fault.
-        error: of which kind the failure is.
-        reason: one sentence.
-        seconds: that the server asks to wait; None where it does not say.
-    """
-
-    remedy: Literal["stop", "split", "pause", "retry", "retry or split"]
-    error: type[EmbeddingError]
-    reason: str
-    seconds: float | None = None
-
-
-def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Failure:
+def read(
+    reply: Reply, model: str, texts: int, dimension: int, answers_as: str | None = None
+) -> Vectors | Failure:
     """Checks an answer against the request.
 
     Args:
@@ -89,33 +42,34 @@ def read(reply: Reply, model: str, texts: int, dimension: int) -> Vectors | Fail
         model: that was asked for.
         texts: how many were sent.
         dimension: that each vector must have.
+        answers_as: the name with which the server answers, where it is another one.
     """
     content = _json(reply.body)
-    error = content.get("error") if isinstance(content, dict) else None
-    if reply.status >= 400 or error:
-        return _failure(reply, error)
+    if failure := failure_of(reply, content, texts):
+        return failure
     if not isinstance(content, dict):
         excerpt = reply.quoted(reply.body, 80)
+        # A web page, or "Ollama is running"; JSON that breaks off is the answer of a sick server.
+        page = bool(reply.body.strip()) and reply.body.lstrip()[:1] not in (b"{", b"[")
         return Failure(
-            "retry",
-            EmbedderUnavailableError,
+            "address" if page else "overload",
             f"The answer is no JSON object but begins with {excerpt!r}",
         )
     answered = content.get("model")
-    if answered and not _same_model(model, str(answered)):
+    if answered and not _same_model(answers_as or model, str(answered)):
+        name = reply.quoted(answered, 200)
+        expected = f" and expected {answers_as!r}, as answers_as says" if answers_as else ""
         return Failure(
-            "stop",
-            ModelError,
-            f"Asked for model {model!r}, but the server answers with "
-            f"{reply.quoted(answered, 80)!r}. Name the model that the server runs",
+            "model",
+            f"Asked for model {model!r}{expected}, but the server answers with {name!r}. Name the "
+            f"model that the server runs; or, if that is the one, set answers_as: {name!r}",
         )
     found = _vectors(content.get("data"), texts)
     if isinstance(found, str):
-        return Failure("retry or split", TextError, found)
+        return Failure("vectors", found)
     if lengths := {len(vector) for vector in found} - {dimension}:
         return Failure(
-            "stop",
-            ModelError,
+            "model",
             f"Expected vectors of {dimension} numbers, but the server answers with "
             f"{min(lengths)}. Set 'dimensions' to the length that model {model!r} has there",
         )
@@ -137,61 +91,6 @@ def reported_limits(headers: Mapping[str, str]) -> ReportedLimits:
     )
 
 
-def wait_asked_for(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, by the most exact of its headers."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return max(0.0, milliseconds / 1000)
-    after = headers.get("retry-after")
-    if after is not None:
-        seconds = _number(after)
-        if seconds is None:
-            seconds = _seconds_until(after)
-        if seconds is not None:
-            return max(0.0, seconds)
-    resets = {
-        kind: _duration(headers.get(f"x-ratelimit-reset-{kind}")) for kind in ("requests", "tokens")
-    }
-    spent = [kind for kind in resets if headers.get(f"x-ratelimit-remaining-{kind}") == "0"]
-    waits = [wait for kind in spent or resets if (wait := resets[kind]) is not None]
-    return max(waits, default=None)
-
-
-def _failure(reply: Reply, error: Any) -> Failure:
-    detail = error if isinstance(error, dict) else {"message": error}
-    code, kind, param = (str(detail.get(key) or "") for key in ("code", "type", "param"))
-    message = reply.quoted(detail.get("message") or reply.body, 300)
-    said = f"{reply.status}: {message}" if message else str(reply.status)
-    seconds = wait_asked_for(reply.headers)
-    status = reply.status
-    if status < 400:  # an error inside a 200
-        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
-    if "insufficient_quota" in (code, kind) or "billing_hard_limit_reached" in (code, kind):
-        return Failure(
-            "stop",
-            EmbedderUnavailableError,
-            f"The account's quota is used up ({said}). Raise it with the provider, then run again",
-        )
-    if status in (401, 403) or "invalid_api_key" in (code, kind):
-        return Failure("stop", CredentialsError, f"The server does not accept the key ({said})")
-    if status == 404 or "model_not_found" in (code, kind):
-        return Failure("stop", ModelError, f"The server does not know this model or URL ({said})")
-    if status == 429 or code == "rate_limit_exceeded" or kind == "rate_limit_error":
-        return Failure(
-            "pause",
-            EmbedderUnavailableError,
-            f"The server's rate limit is reached ({said})",
-            seconds,
-        )
-    if param in ("model", "dimensions", "encoding_format", "user"):
-        return Failure("stop", SettingsError, f"The server does not accept '{param}' ({said})")
-    if status in (400, 413, 422) or kind == "invalid_request_error":
-        return Failure("split", TextError, f"The server refuses the request ({said})")
-    if status in (0, 408, 409, 425) or status >= 500:
-        return Failure("retry", EmbedderUnavailableError, f"The server fails ({said})", seconds)
-    return Failure("stop", EmbedderUnavailableError, f"The server refuses the request ({said})")
-
-
 def _json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
@@ -203,11 +102,17 @@ def _json(body: bytes) -> Any:
 
 
 def _same_model(asked: str, answered: str) -> bool:
-    """Servers add a version, leave out the organisation, or say the path of the model's folder."""
-    a, b = asked.lower().strip("/"), answered.lower().strip("/")
-    if a == b or a.split("/")[-1] == b.split("/")[-1]:
-        return True
-    return re.fullmatch(re.escape(a) + r"(:latest|-v?\d[\d.-]*)", b) is not None
+    """Servers add a version or a tag, leave out the organisation, or say where the files are."""
+    a, b = _bare(asked), _bare(answered)
+    return a == b or re.fullmatch(re.escape(a) + r"-v?\d[\d.-]*", b) is not None
+
+
+def _bare(name: str) -> str:
+    """A model's name in lower case, without organisation, folder and the tag "latest"."""
+    name = name.lower().strip("/").removesuffix(":latest")
+    # A snapshot of the model hub: .../models--ORGANISATION--NAME/snapshots/REVISION
+    snapshot = re.search(r"models--(?:[^/]*--)?([^/]+?)/snapshots/", name)
+    return snapshot.group(1) if snapshot else name.split("/")[-1]
 
 
 def _vectors(data: Any, texts: int) -> list[np.ndarray] | str:
@@ -239,34 +144,3 @@ def _vector(value: Any) -> np.ndarray | None:
     except (binascii.Error, TypeError, ValueError, OverflowError):
         return None
     return None
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value or "")
-    except ValueError:
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _seconds_until(date: str) -> float | None:
-    try:
-        moment = parsedate_to_datetime(date)
-    except (TypeError, ValueError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return (moment - datetime.now(timezone.utc)).total_seconds()
-
-
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
-
-def _duration(value: str | None) -> float | None:
-    """Seconds of "6m0s", "1.5s", "20ms", or of a plain number."""
-    if value is None or (number := _number(value)) is not None:
-        return None if value is None else max(0.0, number)  # type: ignore[reportPossiblyUnbound]
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", value)
-    if not parts or "".join(map("".join, parts)) != value.strip():
-        return None
-    return sum(float(amount) * _UNITS[unit] for amount, unit in parts)

@@ -3,22 +3,23 @@
 import hashlib
 import logging
 import os
-import random
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from resources.embedders.base import HARMLESS_TEXT, Role
 from resources.embedders.openai.client import OpenAIClient
-from resources.embedders.openai.protocol import Failure, Reply, Vectors, read, reported_limits
+from resources.embedders.openai.failures import Failure, Reply
+from resources.embedders.openai.learned import Form, Memory
+from resources.embedders.openai.patience import RULES, Next, Patience
+from resources.embedders.openai.protocol import Vectors, read, reported_limits
 from resources.embedders.openai.settings import OpenAISettings
 from resources.embedders.pricing import FREE, Budget, Price, price_of, prices_file
 from resources.errors import (
-    CredentialsError,
-    EmbedderUnavailableError,
     EmbeddingError,
     SettingsError,
+    TextError,
 )
 from resources.identity.embedding_space import canonical_json
 from resources.limits.base import (
@@ -33,10 +34,6 @@ from resources.limits.base import (
 from resources.limits.concurrency import AdaptiveConcurrency
 from resources.limits.from_url import rate_limiter_from_url
 
-_MOST_INCOMPLETE_ANSWERS = 3
-_LONGEST_DELAY = 30.0
-"""Seconds; of the exponential backoff."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +44,18 @@ class _Attempt:
     found: Vectors | Failure
     number: int
     dollars: float
+
+
+class TooManyTextsError(TextError):
+    """The server does not take so many texts in a request, or not in time.
+
+    Attributes:
+        most: how many to send instead.
+    """
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
 
 
 class Requests:
@@ -66,6 +75,8 @@ class Requests:
         self._budget = Budget(settings.max_dollars)
         self._lock = threading.Lock()
         self._sent = self._repeated = 0
+        self._answered = False
+        self._suspects: set[str] = set()
         self.given_up = threading.Event()
 
     def give_up(self) -> None:
@@ -95,88 +106,154 @@ class Requests:
             "rate_limit_share": usage.share,
         }
 
+    @property
+    def most_texts(self) -> int:
+        """Of a request, as far as it is known."""
+        learned, most = self._memory.known.most_texts, self._settings.max_request_inputs
+        return min(learned, most) if learned else most
+
     def send(
-        self, texts: list[str], estimate: int, given_up: threading.Event
+        self, texts: list[str], estimate: int, role: Role, given_up: threading.Event
     ) -> tuple[Vectors, float]:
         """One request, again and again until it succeeds or no hope is left.
 
         Args:
             texts: as they are sent.
             estimate: an upper bound of their tokens.
+            role: questions wait only for seconds.
             given_up: ends the waiting.
 
         Returns:
             The vectors, and the dollars that they cost, lost answers included.
 
         Raises:
+            TooManyTextsError: they should be sent in parts.
             EmbeddingError: no hope is left; it carries what was spent.
         """
+        patience = Patience(
+            self._settings, role, len(texts), warm=self._answered, suspect=self._suspected(texts)
+        )
+        form = self._memory.known.form
         spent = 0.0
-        first_failure: float | None = None
-        incomplete = failures = 0
         try:
             while True:
-                attempt = self._attempt(texts, estimate, given_up)
+                harmless = patience.asks_harmless
+                sent, most = (
+                    ([HARMLESS_TEXT], len(HARMLESS_TEXT)) if harmless else (texts, estimate)
+                )
+                attempt = self._attempt(sent, most, form, patience, given_up)
                 spent += attempt.dollars
                 found = attempt.found
-                if isinstance(found, Vectors):
+                if isinstance(found, Failure):
+                    step = patience.after_failure(self._seen(found, attempt.number))
+                else:
                     self._concurrency.succeeded()
-                    return found, spent
-                failures += 1
-                first_failure = first_failure or time.monotonic()
-                if found.remedy in ("stop", "split"):
-                    raise self._error(found)
-                if found.remedy == "retry or split":
-                    incomplete += 1
-                    if incomplete == _MOST_INCOMPLETE_ANSWERS:
-                        raise self._error(found)
-                else:
-                    self._concurrency.failed(attempt.number)
-                delay = self._delay(found, failures)
-                if time.monotonic() + delay > first_failure + self._settings.max_wait:
-                    raise self._error(found, delay)
-                self._count(repeated=1)
-                _log.warning("%s; next attempt in %.1f s", found.reason, delay)
-                if found.remedy == "pause":
-                    self._limiter.pause(delay)
-                else:
-                    given_up.wait(delay)
+                    self._answered = True
+                    if not harmless:
+                        self._memory.takes(form)
+                        self._acquit(texts)
+                        return found, spent
+                    step = patience.after_harmless()
+                form = self._follow(step, texts, form, patience, given_up)
+        except GivenUpError as error:
+            failure = patience.nobody_waits_longer()
+            failure.dollars = spent
+            raise failure from error
         except EmbeddingError as error:
             error.dollars += spent
             raise
 
-    def _delay(self, failure: Failure, failures: int) -> float:
-        """Seconds until the next attempt."""
-        shortest = self._settings.retry_delay
-        # Full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter", 2015.
-        longest = min(_LONGEST_DELAY, shortest * 2 ** (failures - 1))
-        delay = failure.seconds
-        # Overloaded servers say "at once" again and again, or when a limit resets that is not
-        # spent.
-        if delay is None or (failures > 1 and delay < shortest):
-            delay = max(delay or 0.0, random.uniform(0, longest))
-        return delay
+    def _seen(self, failure: Failure, number: int) -> Failure:
+        """Slows down where the server is overloaded; a page is no wrong URL once it was right."""
+        if failure.cause == "address" and self._answered:
+            failure = replace(failure, cause="overload")
+        rule = RULES[failure.cause]
+        if rule.then == "ask harmless" or rule.between == "pause":
+            self._concurrency.failed(number)
+        return failure
 
-    def _attempt(self, texts: list[str], estimate: int, given_up: threading.Event) -> _Attempt:
+    def _follow(
+        self,
+        step: Next,
+        texts: list[str],
+        form: Form,
+        patience: Patience,
+        given_up: threading.Event,
+    ) -> Form:
+        """Does what comes next; returns the form of the next request."""
+        failure = step.failure
+        if step.action == "leave out":
+            other = form.without(failure.parameter)
+            if other is None:
+                raise patience.error(step, self._client.key_variable)
+            _log.info("%s; asking without it", failure.reason)
+            form = other
+        elif step.action == "shrink":
+            most = failure.most_texts or max(1, len(texts) // 2)
+            if failure.cause in ("batch", "time-out"):
+                self._memory.takes_no_more_than(most)
+            raise TooManyTextsError(f"{self._settings.base_url}: {failure.reason}.", most)
+        elif step.action == "split":
+            raise self._accused(step, texts)
+        elif step.action == "stop":
+            raise patience.error(step, self._client.key_variable)
+        self._count(repeated=1)
+        _log.warning("%s; next attempt in %.1f s", failure.reason, step.delay)
+        if step.action == "pause":
+            self._limiter.pause(step.delay)
+        else:
+            given_up.wait(step.delay)
+        return form
+
+    def _accused(self, step: Next, texts: list[str]) -> EmbeddingError:
+        """One of the texts is at fault: whoever has the others sends them without it."""
+        error = TextError(f"{self._settings.base_url}: {step.failure.reason}.")
+        rule = RULES[step.failure.cause]
+        error.proven = rule.then == "ask harmless"
+        with self._lock:
+            if len(texts) == 1:
+                self._suspects.discard(texts[0])
+            elif rule.documents > 1 or error.proven:
+                self._suspects.update(texts)
+        return error
+
+    def _suspected(self, texts: list[str]) -> bool:
+        with self._lock:
+            return bool(self._suspects) and self._suspects.issuperset(texts)
+
+    def _acquit(self, texts: list[str]) -> None:
+        with self._lock:
+            self._suspects.difference_update(texts)
+
+    def _attempt(
+        self,
+        texts: list[str],
+        estimate: int,
+        form: Form,
+        patience: Patience,
+        given_up: threading.Event,
+    ) -> _Attempt:
         """Sends one request; counts what it cost and what it took of the limits."""
         settings, price = self._settings, self._price
-        with self._concurrency.slot() as number:
+        with self._concurrency.slot(patience.queue_timeout) as number:
             reserved = price.dollars(estimate)
             self._budget.reserve(reserved)
             grant: Grant | None = None
             charged = 0  # tokens
             dollars = 0.0
-            reply: Reply | str | None = None
+            reply: Reply | Failure | None = None
             found: Vectors | Failure
             try:
-                grant = self._acquire(estimate, given_up)
+                grant = self._acquire(estimate, patience, given_up)
                 charged = estimate  # so long as nothing else is known
                 dollars = reserved
-                reply = self._client.exchange(texts)
-                if isinstance(reply, str):
-                    found = Failure("retry", EmbedderUnavailableError, reply)
+                reply = self._client.exchange(texts, form, patience.timeout)
+                if isinstance(reply, Failure):
+                    found = reply
                 else:
-                    found = read(reply, settings.model, len(texts), settings.dimension)
+                    found = read(
+                        reply, settings.model, len(texts), settings.dimension, settings.answers_as
+                    )
                     if isinstance(found, Vectors):
                         charged = found.tokens or estimate
                         found = Vectors(found.vectors, charged)
@@ -189,37 +266,14 @@ class Requests:
                     headers = reply.headers if isinstance(reply, Reply) else {}
                     self._limiter.settle(grant, charged, reported_limits(headers))
 
-    def _acquire(self, tokens: int, given_up: threading.Event) -> Grant:
+    def _acquire(self, tokens: int, patience: Patience, given_up: threading.Event) -> Grant:
         try:
-            return self._limiter.acquire(tokens, given_up)
-        except GivenUpError as error:
-            raise EmbedderUnavailableError(f"{self._settings.base_url} was given up") from error
+            return self._limiter.acquire(tokens, given_up, patience.queue_timeout)
         except LimitError as error:
             raise SettingsError(
                 f"{error}. Raise tokens_per_minute or requests_per_minute, or lower "
                 "chunking.max_tokens"
             ) from error
-
-    def _error(self, failure: Failure, delay: float | None = None) -> EmbeddingError:
-        reason, wait = failure.reason, self._settings.max_wait
-        if delay is not None and (failure.seconds or 0.0) >= self._settings.retry_delay:
-            reason += (
-                f". It asks to wait {delay:,.0f} s, longer than max_wait ({wait:,.0f} s) "
-                "allows. What is embedded is kept: run again later"
-            )
-        elif delay is not None:
-            reason += (
-                f". Given up after max_wait ({wait:,.0f} s). What is embedded is kept: "
-                "run again when the server is well"
-            )
-        elif failure.error is CredentialsError:
-            name = self._client.key_variable
-            reason += (
-                f". Is the environment variable {name} right?"
-                if name
-                else ". Name the environment variable that holds the key in api_key_env"
-            )
-        return failure.error(f"{self._settings.base_url}: {reason}.")
 
     def _count(self, sent: int = 0, repeated: int = 0) -> None:
         with self._lock:
@@ -227,11 +281,18 @@ class Requests:
             self._repeated += repeated
 
     @cached_property
+    def _memory(self) -> Memory:
+        settings = self._settings
+        asked = canonical_json([settings.base_url, settings.model, settings.dimensions])
+        name = hashlib.sha256(asked.encode()).hexdigest()[:24]
+        return Memory(self._rate_limits / f"{name}.server.json")
+
+    @cached_property
     def _price(self) -> Price:
-        price = price_of(self._settings.model)
+        price = price_of(self._settings.known_as)
         if price is None and self._settings.max_dollars is not None:
             raise SettingsError(
-                f"max_dollars needs the price of {self._settings.model!r}: add a line to "
+                f"max_dollars needs the price of {self._settings.known_as!r}: add a line to "
                 f"{prices_file()}."
             )
         return price or FREE

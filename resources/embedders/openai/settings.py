@@ -12,6 +12,11 @@ class OpenAISettings(BaseModel):
     """Of which server which model is asked, how, and within what limits."""
 
     model: str = Field(description="The model's name, such as text-embedding-3-small.")
+    answers_as: str | None = Field(
+        default=None,
+        description="The model name with which the server answers, where it is another one than "
+        "`model`: a deployment of Azure, an alias of LiteLLM, the path of a file.",
+    )
     base_url: str = Field(
         default=OPENAI_URL,
         description="Where the server is, with the path up to /embeddings, for example "
@@ -20,8 +25,8 @@ class OpenAISettings(BaseModel):
     dimensions: int | None = Field(
         default=None,
         ge=1,
-        description="Length of the vectors. OpenAI's models have a default, and text-embedding-3 "
-        "shortens its vectors to any other; for other models it says what the server answers.",
+        description="Length of the vectors, which the server is asked for; where it knows no such "
+        "parameter, what it answers with. OpenAI's models have a default.",
     )
     api_key_env: str | None = Field(
         default=None,
@@ -69,12 +74,23 @@ class OpenAISettings(BaseModel):
         description="Maximum that one run may spend; it stops before that. Prices are in the file "
         "that EMBEDDING_PRICES names.",
     )
-    timeout: float = Field(default=60.0, gt=0, description="Seconds for one request.")
+    timeout: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds for one request. A request that takes longer is sent in parts, and so "
+        "are later ones.",
+    )
     max_wait: float = Field(
         default=900.0,
         ge=0,
         description="Seconds from the first failure of a request on until it is given up. A longer "
         "wait that the server asks for ends the run at once.",
+    )
+    query_max_wait: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds that a question may take in all, with what it waits for; then it "
+        "fails.",
     )
     retry_delay: float = Field(
         default=0.5,
@@ -107,20 +123,27 @@ class OpenAISettings(BaseModel):
 
     @model_validator(mode="after")
     def _length_of_vectors_is_known(self) -> Self:
-        most = OPENAI_DIMENSIONS.get(self.model)
+        most = OPENAI_DIMENSIONS.get(self.known_as)
         if self.dimensions is None and most is None:
             raise ValueError(
-                f"how long are the vectors of {self.model!r}? Set dimensions, for example "
+                f"how long are the vectors of {self.known_as!r}? Set dimensions, for example "
                 "dimensions: 768"
             )
         if self.dimensions and most and self.dimensions > most:
-            raise ValueError(f"{self.model} has at most {most} dimensions, got {self.dimensions}")
+            raise ValueError(
+                f"{self.known_as} has at most {most} dimensions, got {self.dimensions}"
+            )
         return self
 
     @property
     def dimension(self) -> int:
         """Length of the vectors."""
-        return self.dimensions or OPENAI_DIMENSIONS[self.model]
+        return self.dimensions or OPENAI_DIMENSIONS[self.known_as]
+
+    @property
+    def known_as(self) -> str:
+        """The model's own name, where the server calls it by another one."""
+        return self.answers_as or self.model
 
     @property
     def is_openai(self) -> bool:

@@ -1,0 +1,102 @@
+"""What was learned of a server, remembered across calls and runs: how it wants to be asked."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+_log = logging.getLogger(__name__)
+
+_REMEMBERED = 86_400.0
+"""Seconds: then the server may have become better, and is asked anew."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which parameters a request has.
+
+    Attributes:
+        encoding: of the vectors; None: it is not said.
+        dimensions: whether their length is said.
+    """
+
+    encoding: Literal["base64", "float"] | None = "base64"
+    dimensions: bool = True
+
+    def without(self, parameter: str | None) -> "Form | None":
+        """The next form to try when the server refuses a parameter; None if there is none."""
+        if parameter == "dimensions" and self.dimensions:
+            return replace(self, dimensions=False)
+        if parameter == "encoding_format" and self.encoding:
+            return replace(self, encoding="float" if self.encoding == "base64" else None)
+        return None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of a server.
+
+    Attributes:
+        most_texts: that it takes in a request; None where no limit is known.
+        form: that it takes.
+        since: when it was learned, in seconds of the epoch.
+    """
+
+    most_texts: int | None = None
+    form: Form = field(default_factory=Form)
+    since: float = 0.0
+
+
+class Memory:
+    """Keeps what is known in a small file, which all processes of this machine share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._known: Learned | None = None
+
+    @property
+    def known(self) -> Learned:
+        with self._lock:
+            if self._known is None:
+                self._known = self._read()
+            return self._known
+
+    def takes_no_more_than(self, texts: int) -> None:
+        """A request of more texts is refused, or is not answered in time."""
+        known = self.known
+        if known.most_texts is None or texts < known.most_texts:
+            self._remember(replace(known, most_texts=max(1, texts)))
+            _log.warning("From now on at most %d texts are sent in a request", max(1, texts))
+
+    def takes(self, form: Form) -> None:
+        """A request of this form was answered."""
+        if form != self.known.form:
+            self._remember(replace(self.known, form=form))
+
+    def _read(self) -> Learned:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            known = Learned(**{**content, "form": Form(**content["form"])})
+            if 0 <= time.time() - known.since < _REMEMBERED:
+                return known
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or of another version
+            pass
+        return Learned()
+
+    def _remember(self, learned: Learned) -> None:
+        learned = replace(learned, since=learned.since or time.time())
+        with self._lock:
+            self._known = learned
+        beside = self._path.with_suffix(f".{uuid4().hex}.tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(asdict(learned)), encoding="utf-8")
+            beside.replace(self._path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            _log.warning("What was learned of the server is not kept: %s", error)
