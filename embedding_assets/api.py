@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key
 from embedding_assets.artifacts.schemas import DOCUMENTS
+from embedding_assets.artifacts.withheld import Withheld, accept_deletions, withheld_deletions
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
@@ -148,6 +149,47 @@ class Collection:
         with _dagster_instance() as instance:
             log = logging.getLogger(plan.__module__)
             return plan(self.settings, self.resources, asked, instance, log)
+
+    def withheld(self, partitions: Partitions = None) -> dict[str, int]:
+        """How many documents stay in the index though the source no longer has them.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all.
+
+        Returns:
+            The number by partition, of those only that have some and to which nobody agreed yet.
+
+        Raises:
+            NotFoundError: there is no such partition.
+        """
+        return {one.partition: one.documents for one in self._withheld(partitions)}
+
+    def accept_deletions(self, partitions: Partitions) -> dict[str, int]:
+        """Agrees to the deletions that are withheld: the next run of the partitions removes them.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", a list, or None for all.
+
+        Returns:
+            How many documents will go, by partition.
+
+        Raises:
+            NotFoundError: there is no such partition, or nothing is withheld there.
+        """
+        found = self._withheld(partitions)
+        if not found:
+            raise NotFoundError(
+                f"No deletions of '{self.name}' are withheld there: runs remove by themselves what "
+                "the source no longer has."
+            )
+        for one in found:
+            accept_deletions(self.resources.artifacts, self.name, one)
+        return {one.partition: one.documents for one in found}
+
+    def _withheld(self, partitions: Partitions) -> list[Withheld]:
+        asked = {*self._partitions(partitions)}
+        found = withheld_deletions(self.resources.artifacts, self.name)
+        return [one for one in found if one.partition in asked and not one.accepted]
 
     def evaluate(
         self,

@@ -13,6 +13,15 @@ def documents_quarantine_key(collection: str, partition: str | None) -> str:
     return f"{collection}/documents/{folder}{QUARANTINE_FILE}"
 
 
+def withheld_prefix(collection: str) -> str:
+    """The folder with a file for each partition of which deletions are withheld."""
+    return f"{collection}/documents/withheld/"
+
+
+def withheld_key(collection: str, partition: str) -> str:
+    return f"{withheld_prefix(collection)}{partition}.parquet"
+
+
 def chunks_key(collection: str, partition: str) -> str:
     return f"{collection}/deduplicated_chunks/{partition}/chunks.parquet"
 

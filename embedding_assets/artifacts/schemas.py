@@ -39,6 +39,12 @@ QUARANTINE = pa.schema(
 )
 """One row a refused record, or a refused chunk's document (then `line` is its chunk number)."""
 
+WITHHELD = pa.schema([("document_id", pa.string()), ("file", pa.string()), ("reason", pa.string())])
+"""One row a document that stays though the source no longer has it, and why (see `deletions`).
+
+Schema metadata `source` as in `DOCUMENTS`; `accepted` if the next run may remove it.
+"""
+
 CHUNKS = pa.schema(
     [
         ("chunk_id", pa.string()),

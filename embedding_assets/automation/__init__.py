@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from embedding_assets.artifacts.withheld import accepting_job
 from embedding_assets.automation.reconcile_sensor import reconcile_sensor
 from embedding_assets.automation.run_requests import AssetJob
 from embedding_assets.automation.schedule import partition_schedule
@@ -28,14 +29,27 @@ class Automation:
 
 
 def automation(collection: Collection) -> Automation:
-    """The job over all assets of a collection, and what starts it."""
+    """The jobs over all assets of a collection, and what starts the first of them."""
     job = dg.define_asset_job(
         f"{collection.name}_update",
         selection=[collection.asset_key(asset) for asset in collection.ASSETS],
         description="All four assets, over some partitions.",
     )
+    accepting = dg.define_asset_job(
+        accepting_job(collection.name),
+        selection=[collection.asset_key(asset) for asset in collection.ASSETS],
+        config={
+            "ops": {
+                collection.asset_key("documents").to_python_identifier(): {
+                    "config": {"accept_deletions": True}
+                }
+            }
+        },
+        description="All four assets, over some partitions, and every document goes that the "
+        "source no longer has: whoever starts it agrees to the deletions that are withheld.",
+    )
     return Automation(
-        [job],
+        [job, accepting],
         [partition_schedule(collection, job)],
         [source_sensor(collection, job), reconcile_sensor(collection, job)],
     )

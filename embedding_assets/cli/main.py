@@ -231,6 +231,46 @@ def plan(
     console.print(f"To embed: {found.texts:,} texts, {found.tokens:,} tokens{_costs(found)}.")
 
 
+@app.command()
+def accept(
+    collection: Annotated[str, typer.Argument(help="The collection.")],
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            help="FIRST...LAST, or one partition; without it, what is withheld is listed.",
+            metavar="RANGE",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Agree to deletions that are withheld: the next run removes those documents."""
+    import embedding_assets as ea
+    from embedding_assets.artifacts.withheld import as_range
+
+    with errors_for_people():
+        opened = ea.open(collection)
+        withheld = opened.accept_deletions(partition) if partition else opened.withheld()
+    rows = [{"partition": key, "documents": documents} for key, documents in withheld.items()]
+    documents = sum(withheld.values())
+    if as_json:
+        print_rows(rows, True)
+        return
+    if partition:
+        console.print(
+            f"The next run of {plain(partition)} removes {documents:,} documents that the source "
+            "no longer has. Sensors that are on request it; `embedding-assets plan` shows it."
+        )
+        return
+    if rows:
+        print_rows(rows, False, f"{opened.name}: documents that the source no longer has, but stay")
+    console.print(
+        f"The deletion of {documents:,} documents is withheld. To agree, name the partitions: "
+        f"`embedding-assets accept {opened.name} --partition {plain(as_range(withheld))}`."
+        if rows
+        else f"No deletions of '{opened.name}' are withheld."
+    )
+
+
 _PLANNED = {
     "added": "added",
     "changed": "changed",

@@ -147,6 +147,31 @@ class CheckSettings(Settings):
     )
 
 
+class DeletionSettings(Settings):
+    """How much may go from the index by itself. What is more is withheld until somebody agrees."""
+
+    max_share: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Share of the known documents of a file, a partition or a run above which "
+        "deletions are withheld, if they are more than max_documents too. 1 withholds nothing.",
+    )
+    max_documents: int = Field(
+        default=10,
+        ge=0,
+        description="Maximum number of documents that may go from a file, a partition or a run "
+        "whatever their share.",
+    )
+    max_refused_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of refused records above which a file counts as unreadable: its known "
+        "documents stay, and the check accounting warns. 1 switches it off.",
+    )
+
+
 class BackfillSettings(Settings):
     """How a backfill is cut into runs."""
 
@@ -249,6 +274,7 @@ class CollectionSettings(Settings):
     fallback: AnyFallback | None = None
     evaluation: EvaluationSettings | None = None
     checks: CheckSettings = CheckSettings()
+    deletions: DeletionSettings = DeletionSettings()
     backfill: BackfillSettings = BackfillSettings()
     automation: AutomationSettings = AutomationSettings()
 

@@ -1,12 +1,23 @@
 """Asset `documents`: read the source, validate, quarantine, and keep what is in the partition."""
 
 import dagster as dg
+from pydantic import Field
 
 from embedding_assets.collection.collection import Collection
 from embedding_assets.documents.checks import DocumentChecks
 from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
 from embedding_assets.runs.range_run import RangeRun
+
+
+class DocumentsConfig(dg.Config):
+    """What one run may do differently."""
+
+    accept_deletions: bool = Field(
+        default=False,
+        description="Remove every document that the source no longer has, however many they are: "
+        "whoever sets this agrees to the deletions that a run withholds.",
+    )
 
 
 def documents_asset(collection: Collection) -> dg.AssetsDefinition:
@@ -19,7 +30,9 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
         kinds={"parquet"},
         check_specs=checks.specs,
     )
-    def documents(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def documents(
+        context: dg.AssetExecutionContext, config: DocumentsConfig
+    ) -> dg.MaterializeResult:
         resources = collection.resources(context)
         with RangeRun(context, ESSENTIAL) as run:
             ingest = Ingest(
@@ -29,6 +42,7 @@ def documents_asset(collection: Collection) -> dg.AssetsDefinition:
                 run.partitions,
                 run.record,
                 context.log,
+                config.accept_deletions,
             )
             ingested = ingest.run()
         return dg.MaterializeResult(check_results=checks.results(ingested))

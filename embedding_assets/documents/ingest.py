@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import Collection
 from embedding_assets.collection.partitions import periods
+from embedding_assets.documents.deletions import DeletionGuard
 from embedding_assets.documents.numbers import Ingested, partition_numbers
 from embedding_assets.documents.source_state import SourceState, version_of
 from embedding_assets.documents.spool import Spool
@@ -43,6 +45,7 @@ class Ingest:
         partitions: the partitions to bring up to date.
         record: called with the numbers of partitions when their files are written.
         log: progress goes here.
+        accept_deletions: whether all may go that the source does not have.
     """
 
     collection: Collection
@@ -51,6 +54,7 @@ class Ingest:
     partitions: Sequence[str]
     record: Callable[[dict[str, dict[str, Any]]], None]
     log: logging.Logger
+    accept_deletions: bool = False
 
     def __post_init__(self) -> None:
         self._name = self.collection.name
@@ -91,11 +95,13 @@ class Ingest:
         with scratch() as database, closing(Spool(database)) as spool:
             read = self._fill(spool, partitions)
             spool.refuse_duplicates()
-            broken_files, retained = spool.broken_files(), 0
-            if broken_files:
-                keys = {p: documents_key(self._name, p) for p in partitions}
-                known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
-                retained = spool.retain(self.artifacts, known, broken_files)
+            broken_files = spool.broken_files()
+            refused_files = spool.refused_files(self.collection.settings.deletions)
+            keys = {p: documents_key(self._name, p) for p in partitions}
+            known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
+            guard = self._guard(database)
+            withheld = guard.find([*known], broken_files, partial(self._others, partitions))
+            spool.retain(self.artifacts, {p: known[p] for p in withheld.partitions})
             # First, and of each partition before its documents: they have the mark by which another
             # run knows that nothing is left to do.
             self._write_unplaced_quarantine(database, partitions)
@@ -105,23 +111,40 @@ class Ingest:
             for partition, rows in spool.documents(partitions):
                 progress.begin()
                 quarantined = self._write_quarantine(database, partition, partition in refused)
+                held = withheld.partitions.get(partition, 0)
                 broken = any(self._state.is_read_for(partition, file) for file in broken_files)
-                mark = None if broken else marks.get(partition)
+                mark = None if broken or held else marks.get(partition)
+                if held:
+                    guard.write(partition, self._state.hex(partition))
                 numbers = self._replace_documents(database, partition, rows, mark)
+                if not held:
+                    guard.forget(partition)
                 stored += numbers["documents"]
                 changes = {name: n for name, n in numbers.items() if name != "documents"}
                 progress.advance(numbers["documents"], **changes, errors=quarantined)
-                self.record({partition: {**numbers, "quarantined": quarantined}})
+                told = {"deletions_withheld": held} if held else {}
+                self.record({partition: {**numbers, **told, "quarantined": quarantined}})
             progress.advance(0, errors=refused.get(None, 0))
             progress.finish()
             return Ingested(
                 read,
                 spool.count_elsewhere(),
-                stored - retained,
+                stored - withheld.documents,
                 spool.refused_by_reason(),
-                retained,
+                withheld,
                 broken_files,
+                refused_files,
             )
+
+    def _guard(self, database: Scratch) -> DeletionGuard:
+        settings = self.collection.settings.deletions
+        return DeletionGuard(database, self.artifacts, self._name, settings, self.accept_deletions)
+
+    def _others(self, run: Sequence[str], files: Sequence[str]) -> list[str]:
+        """Partitions outside the run that files which it did not read may have filled."""
+        if all(self._state.limited_to(file) is None for file in files):
+            return []
+        return sorted({*self.collection.partitions.get_partition_keys()} - {*run})
 
     def _fill(self, spool: Spool, partitions: Sequence[str]) -> int:
         """Moves all records of the source to the spool; returns their number."""
@@ -170,7 +193,7 @@ class Ingest:
     ) -> dict[str, int]:
         """Writes a partition's documents and counts how they differ from those before."""
         key = documents_key(self._name, partition)
-        schema = DOCUMENTS.with_metadata(origin(self._state.digests[partition], listing_mark))
+        schema = DOCUMENTS.with_metadata(origin(self._state.hex(partition), listing_mark))
         with self.artifacts.writing(key) as path:
             documents = write_parquet(path, schema, rows)
             if not self.artifacts.exists(key):

@@ -3,7 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-ESSENTIAL = ("added", "changed", "unchanged", "deleted", "quarantined")
+from embedding_assets.documents.deletions import WithheldDeletions
+from embedding_assets.documents.spool import RefusedFile
+
+ESSENTIAL = ("added", "changed", "unchanged", "deleted", "quarantined", "deletions_withheld")
 
 
 @dataclass
@@ -13,10 +16,11 @@ class Ingested:
     Attributes:
         read: records and refusals that the source yielded.
         elsewhere: valid documents of partitions that were not to be read.
-        stored: documents written, `retained` ones not counted.
+        stored: documents written, withheld ones not counted.
         quarantined: refused records by reason.
-        retained: documents kept from the last time because their file could not be read now.
+        withheld: documents of last time that stay though the source does not have them now.
         broken_files: files that could not be read, or not to their end.
+        refused_files: files of which more was refused than `deletions.max_refused_share`.
         unread_partitions: partitions left as they are because their files are as they were.
     """
 
@@ -24,8 +28,9 @@ class Ingested:
     elsewhere: int = 0
     stored: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
-    retained: int = 0
+    withheld: WithheldDeletions = field(default_factory=WithheldDeletions)
     broken_files: list[str] = field(default_factory=list)
+    refused_files: list[RefusedFile] = field(default_factory=list)
     unread_partitions: int = 0
 
 

@@ -49,6 +49,10 @@ class SourceState:
         """As `add`, of a document whose partition and version are known already."""
         self._add(partition, f"{document.file}\n{document.id}\n".encode() + version)
 
+    def hex(self, partition: str) -> str:
+        """The digest of a partition, as files carry it."""
+        return to_bytes(self.digests[partition]).hex()
+
     def is_read_for(self, partition: str, file: str) -> bool:
         """Whether a run of the partition reads the file, by the time in the file's name."""
         read_for = self.limited_to(file)

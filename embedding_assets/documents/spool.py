@@ -3,6 +3,7 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from embedding_assets.artifacts.quarantine import DUPLICATE_DETAIL
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch
+from embedding_assets.collection.settings import DeletionSettings
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import Document, Refusal, RefusalReason
 
@@ -27,8 +29,20 @@ _RECORDS = pa.schema(
     [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *_SHORT_FIELDS]
 )
 """What of a document is in a table; its `_BODY_COLUMNS` are kept apart, by position."""
+KNOWN = pa.schema([field for field in _RECORDS if field.name != "position"])
+"""The same of a document of last time."""
 _RANKED_COLUMNS = ("position", "id", "timestamp", "version", "file", "line")
 _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(QUARANTINE)[:-1]])
+
+
+@dataclass(frozen=True)
+class RefusedFile:
+    """A file of which most was refused: `refused` of `read` records; `detail` says why of one."""
+
+    file: str
+    refused: int
+    read: int
+    detail: str
 
 
 class Spool:
@@ -117,46 +131,31 @@ class Spool:
         )
         return [file for (file,) in found]
 
-    def retain(
-        self, artifacts: ArtifactStore, known: Mapping[str, str], broken_files: list[str]
-    ) -> int:
-        """Keeps the known documents of files that cannot be read now: unreadable is not deleted.
+    def refused_files(self, settings: DeletionSettings) -> list[RefusedFile]:
+        """Files of which more than the permitted share was refused, the worst first."""
+        rows = self._database.rows(
+            """
+            SELECT file, count(*) FILTER (refused) AS bad, count(*), any_value(detail)
+            FROM (SELECT file, true AS refused, detail FROM refusals WHERE reason <> $duplicate
+                  UNION ALL SELECT file, false, NULL FROM records
+                  UNION ALL SELECT file, false, NULL FROM elsewhere)
+            GROUP BY file HAVING bad > 1 AND bad > $share * count(*) ORDER BY bad DESC, file
+            """,
+            duplicate=RefusalReason.duplicate_id.value,
+            share=settings.max_refused_share,
+        )
+        return [RefusedFile(*row) for row in rows]
+
+    def retain(self, artifacts: ArtifactStore, known: Mapping[str, str]) -> None:
+        """Adds the documents of the table `withheld`, as they were, to those that were read.
 
         Args:
-            artifacts: where the documents of earlier runs are.
+            artifacts: where the documents of last time are.
             known: the keys of these documents, by partition.
-            broken_files: the files.
-
-        Returns:
-            The number of documents.
         """
-        columns = ", ".join(field.name for field in _SHORT_FIELDS)
-        self._database.create("known_documents", _RECORDS)
-        for partition, key in known.items():
-            with artifacts.reading(key) as previous:
-                self._database.execute(
-                    f"""
-                    INSERT INTO known_documents
-                    SELECT 0, $partition, {columns} FROM read_parquet($previous)
-                    WHERE file IN (SELECT unnest($broken))
-                    """,
-                    partition=partition,
-                    previous=str(previous),
-                    broken=broken_files,
-                )
-        # Of a document that had moved, only the place where it was seen last.
-        retained = self._database.changed(
-            """
-            INSERT INTO records
-            SELECT -row_number() OVER (), * EXCLUDE (position) FROM (
-                SELECT * FROM known_documents k
-                WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.id = k.id)
-                  AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = k.id)
-                  AND NOT EXISTS (SELECT 1 FROM refusals f WHERE f.document_id = k.id)
-                QUALIFY row_number() OVER (PARTITION BY id ORDER BY read_at DESC, partition DESC)
-                    = 1
-            )
-            """
+        columns = ", ".join(KNOWN.names)
+        self._database.execute(
+            f"INSERT INTO records SELECT -row_number() OVER (), {columns} FROM withheld"
         )
         for partition, key in known.items():
             positions = dict(
@@ -171,7 +170,6 @@ class Spool:
                     for document in _rows_of(previous, ["id", *_BODY_COLUMNS]):
                         if (position := positions.get(document.pop("id"))) is not None:
                             self._bodies.put(position, **document)
-        return retained
 
     def documents(
         self, partitions: Iterable[str]

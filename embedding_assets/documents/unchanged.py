@@ -22,7 +22,6 @@ from embedding_assets.documents.source_state import (
     SourceState,
     added,
     from_bytes,
-    to_bytes,
 )
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import SourceFile
@@ -113,10 +112,10 @@ def listing_marks(
     return found
 
 
-def origin(digest: int, listing_mark: str | None) -> dict[str, str]:
+def origin(digest: str, listing_mark: str | None) -> dict[str, str]:
     """The schema metadata that tells what a partition's documents were made of."""
     files = {} if listing_mark is None else {SOURCE_FILES: listing_mark}
-    return {SOURCE_DIGEST: to_bytes(digest).hex(), **files}
+    return {SOURCE_DIGEST: digest, **files}
 
 
 def ingested_digest(artifacts: ArtifactStore, collection: str, partition: str) -> int | None:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from embedding_assets.artifacts.keys import documents_key
+from embedding_assets.artifacts.keys import documents_key, withheld_key
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS
 from embedding_assets.artifacts.scratch import Scratch
@@ -13,7 +13,13 @@ from embedding_assets.collection.collection import Collection, CollectionResourc
 from embedding_assets.collection.partitions import partition_for
 
 _ELSEWHERE = pa.schema([("document_id", pa.string()), ("partition", pa.string())])
-_CLAIMS = pa.schema([*_ELSEWHERE, *(DOCUMENTS.field(name) for name in ("file", "read_at"))])
+_CLAIMS = pa.schema(
+    [
+        *_ELSEWHERE,
+        *(DOCUMENTS.field(name) for name in ("file", "read_at")),
+        ("withheld", pa.bool_()),
+    ]
+)
 _PERIODS = pa.schema([DOCUMENTS.field("file"), ("begins", pa.timestamp("us", "UTC"))])
 
 
@@ -25,6 +31,8 @@ class Ownership:
     was seen last. If not, the archive may hold it in both, and it belongs to the later period,
     whichever of them ran last.
 
+    A partition that holds it only because its deletion is withheld gives it up to any other.
+
     In other partitions of the run it is left out; its rows in partitions outside the run are
     removed with the commit of its own partition, and if it belongs to one of those, it is left
     out of the run.
@@ -34,7 +42,8 @@ class Ownership:
         elsewhere: documents of the run that the index has under partitions outside the run.
         claimants: hashes of the ids that may be in more than one partition: few, or none. What is
             not among them needs no place in any other table.
-        claims: each partition that holds a claimant, with file and time of its record.
+        claims: each partition that holds a claimant, with file and time of its record,
+            and whether its deletion is withheld.
         periods: when the period begins to which a file is limited, if it holds a disputed id.
         superseded: the documents that a partition holds though another one owns them.
     """
@@ -66,6 +75,7 @@ class Ownership:
         self.others = [partition for (partition,) in others]
         exists = self._resources.artifacts.exists
         self._insert_claims(p for p in self.others if exists(documents_key(self._name, p)))
+        self._mark_withheld()
         self._find_periods()
         database.execute(
             """
@@ -73,7 +83,7 @@ class Ownership:
             SELECT document_id, partition FROM claims LEFT JOIN periods USING (file)
             QUALIFY row_number() OVER (
                 PARTITION BY document_id
-                ORDER BY begins DESC NULLS LAST, read_at DESC, partition DESC
+                ORDER BY withheld, begins DESC NULLS LAST, read_at DESC, partition DESC
             ) > 1
             """
         )
@@ -133,11 +143,24 @@ class Ownership:
         for partition in partitions:
             with self._resources.artifacts.reading(documents_key(self._name, partition)) as path:
                 self._database.execute(
-                    "INSERT INTO claims SELECT id, $partition, file, read_at "
+                    "INSERT INTO claims SELECT id, $partition, file, read_at, false "
                     "FROM read_parquet($path) WHERE hash(id) IN (SELECT hash FROM claimants)",
                     partition=partition,
                     path=str(path),
                 )
+
+    def _mark_withheld(self) -> None:
+        """Says which claims are of documents that the partition's part of the source lost."""
+        artifacts = self._resources.artifacts
+        for (partition,) in self._database.rows("SELECT DISTINCT partition FROM claims"):
+            if artifacts.exists(key := withheld_key(self._name, partition)):
+                with artifacts.reading(key) as path:
+                    self._database.execute(
+                        "UPDATE claims SET withheld = true WHERE partition = $partition "
+                        "AND document_id IN (SELECT document_id FROM read_parquet($path))",
+                        partition=partition,
+                        path=str(path),
+                    )
 
     def _find_periods(self) -> None:
         disputed = self._database.rows(

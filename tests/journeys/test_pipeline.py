@@ -421,9 +421,9 @@ def test_documents_of_a_file_that_breaks_are_kept_and_the_file_is_named(tmp_path
     (accounting,) = [
         e for e in result.get_asset_check_evaluations() if e.check_name == "accounting"
     ]
-    assert accounting.severity == dg.AssetCheckSeverity.WARN
+    assert accounting.severity == dg.AssetCheckSeverity.ERROR
     assert accounting.metadata["broken_files"].value == "b.jsonl.gz, c.parquet"
-    assert int(str(accounting.metadata["retained_from_broken_files"].value)) > 2
+    assert int(str(accounting.metadata["deletions_withheld"].value)) > 2
     assert {(q["reason"], q["file"]) for q in pipeline.quarantine()} == {
         ("broken_file", "b.jsonl.gz"),
         ("broken_file", "c.parquet"),

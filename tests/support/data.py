@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _DATA = Path(__file__).parents[1] / "data"
+FIELD = _DATA / "field"
 HOSTILE = _DATA / "hostile"
 PEPS = _DATA / "peps"
 XQUAD = _DATA / "xquad-en"

@@ -97,8 +97,13 @@ class Pipeline:
         assets: Sequence[str] = ASSETS,
         instance: dg.DagsterInstance | None = None,
         raise_on_error: bool = True,
+        config: Mapping[str, Any] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """Materialises a range of partitions in one run; by default all of them."""
+        """Materialises a range of partitions in one run; by default all of them.
+
+        Args:
+            config: of the assets, by name.
+        """
         assert self.partitions is not None
         keys = self.partitions.get_partition_keys()
         first, last = first or keys[0], last or (first or keys[-1])
@@ -111,7 +116,10 @@ class Pipeline:
                 "dagster/asset_partition_range_end": last,
             },
             instance=instance or self._instance,
-            run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "ERROR"}}},
+                "ops": {f"{self.name}__{a}": {"config": c} for a, c in (config or {}).items()},
+            },
             raise_on_error=raise_on_error,
         )
 

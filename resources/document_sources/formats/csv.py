@@ -89,7 +89,7 @@ def csv_records(
             first,
             data,
             RefusedRecord(
-                RefusalReason.malformed_line,
+                RefusalReason.broken_file,
                 f"a quoted field is never closed; lines {first} to {number}: {excerpt(data)}",
             ),
         )

@@ -62,7 +62,7 @@ def test_bad_csv_rows_are_refused_and_the_rest_goes_on(tmp_path: Path):
         (12, "malformed_line"),
         (14, "malformed_line"),
         (15, "11"),
-        (16, "malformed_line"),
+        (16, "broken_file"),
     ]
     assert "never closed; lines 16 to 17" in refusal(found[-1:]).detail
 

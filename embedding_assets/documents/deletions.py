@@ -1,0 +1,297 @@
+"""Which deletions an ingest withholds, and until when.
+
+A document that a partition knows and the source no longer has, there or in any other partition,
+would be deleted; but an export that was cut short, saved in another form or not mounted looks like
+an archive from which somebody removed documents: so a deletion is withheld if its file was not read
+to its end, if too large a share of its file was refused, or if it is one of too many in its file,
+its partition or the whole run. While it is withheld, the document is carried over from the
+partition's documents of last time, so that chunks, vectors and rows stay, and additions and changes
+go on beside it. What is withheld is written down per partition, before its documents, so that it
+stays withheld however much is added later; and its documents carry no mark of their files, so that
+each run looks again. It ends when the source has the document again, here or elsewhere, or when
+somebody agrees: to exactly what is written down (`embedding-assets accept`), or to all that one run
+would withhold (its config `accept_deletions`). Sensors need no memory of it, for the digest of what
+the source held is written with it: nothing is requested again until the source changes or somebody
+has agreed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from embedding_assets.artifacts.keys import documents_key, withheld_key
+from embedding_assets.artifacts.schemas import WITHHELD
+from embedding_assets.artifacts.scratch import Scratch
+from embedding_assets.artifacts.withheld import accepted_in, how_to_agree, write_withheld
+from embedding_assets.collection.settings import DeletionSettings
+from embedding_assets.documents.spool import KNOWN
+from embedding_assets.runs.check_results import EXAMPLES
+from resources.artifact_stores.base import ArtifactStore
+from resources.document_sources import RefusalReason
+
+_EARLIER = pa.schema(
+    [
+        ("partition", pa.string()),
+        ("document_id", pa.string()),
+        ("accepted", pa.bool_()),
+        ("stays", pa.bool_()),
+    ]
+)
+_SCOPES = pa.schema(
+    [("scope", pa.string()), ("name", pa.string()), ("part", pa.int64()), ("whole", pa.int64())]
+)
+_REASONS = {
+    "unfinished": "{name} was not read to its end, and {part:,} of its {whole:,} known documents "
+    "were not seen",
+    "refused": "of {name} {part:,} of {whole:,} records were refused",
+    "file": "{part:,} of the {whole:,} known documents of {name} are gone",
+    "partition": "{part:,} of the {whole:,} known documents of partition {name} are gone",
+    "all": "{part:,} of the {whole:,} known documents of these partitions are gone",
+    "earlier": "{part:,} documents of {name} were withheld before and are still gone",
+}
+_ENDS_WITH_ITS_CAUSE = ("unfinished", "refused")
+"""Why a deletion is withheld; the first that applies is told. `part` of `whole` is what suggests
+it, `name` the file or partition."""
+
+
+@dataclass(frozen=True)
+class WithheldDeletions:
+    """What one run withholds.
+
+    Attributes:
+        partitions: the number of documents by partition.
+        files: those in which they were, with the number of their documents.
+        sentence: why, and what to do; "" if nothing is withheld.
+    """
+
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+    sentence: str = ""
+
+    @property
+    def documents(self) -> int:
+        return sum(self.partitions.values())
+
+
+@dataclass
+class DeletionGuard:
+    """Finds what to withhold among the documents of a `Spool` and those of last time.
+
+    Tables that it makes of the scratch database:
+        known_documents: what the partitions of the run knew, without their texts.
+        earlier: the ids that were withheld before, and whether somebody agreed.
+        gone: known documents that the source no longer has.
+        scopes: files, partitions and the run as a whole that suggest a mistake.
+        withheld: those of `gone` that stay, with `why`, a key of `_REASONS`.
+
+    Attributes:
+        database: the spool's.
+        artifacts: where the documents of last time are.
+        collection: the collection's name.
+        settings: how much may go.
+        accept: whether everything may go.
+    """
+
+    database: Scratch
+    artifacts: ArtifactStore
+    collection: str
+    settings: DeletionSettings
+    accept: bool = False
+
+    def find(
+        self,
+        known: Sequence[str],
+        broken_files: Sequence[str],
+        elsewhere: Callable[[list[str]], Sequence[str]],
+    ) -> WithheldDeletions:
+        """Fills the table `withheld`.
+
+        Args:
+            known: those partitions of the run that have documents of last time.
+            broken_files: files that were not read to their end.
+            elsewhere: from files to the partitions outside the run that may have got documents of
+                theirs though this run does not see it.
+        """
+        self._load(known)
+        self._find_gone()
+        self._find_scopes(broken_files)
+        self.database.execute(
+            """
+            CREATE OR REPLACE TABLE withheld AS
+            SELECT g.*, CASE
+                WHEN file IN (SELECT name FROM scopes WHERE scope = 'unfinished') THEN 'unfinished'
+                WHEN file IN (SELECT name FROM scopes WHERE scope = 'refused') THEN 'refused'
+                WHEN file IN (SELECT name FROM scopes WHERE scope = 'file') THEN 'file'
+                WHEN partition IN (SELECT name FROM scopes WHERE scope = 'partition')
+                    THEN 'partition'
+                WHEN EXISTS (FROM scopes WHERE scope = 'all') THEN 'all'
+                WHEN id IN (SELECT document_id FROM earlier WHERE stays) THEN 'earlier'
+            END AS why
+            FROM gone g WHERE why IS NOT NULL
+            """
+        )
+        self._let_go_what_moved(elsewhere)
+        return self._told()
+
+    def rows(self, partition: str) -> pa.RecordBatch:
+        """What is withheld of a partition, as `WITHHELD`."""
+        batches = self.database.stream(
+            "SELECT id AS document_id, file, why AS reason FROM withheld "
+            "WHERE partition = $partition ORDER BY id",
+            partition=partition,
+        )
+        table = pa.Table.from_batches(list(batches)).cast(WITHHELD).combine_chunks()
+        return table.to_batches()[0]
+
+    def write(self, partition: str, source: str) -> None:
+        """Writes down what is withheld of a partition."""
+        write_withheld(self.artifacts, self.collection, partition, [self.rows(partition)], source)
+
+    def forget(self, partition: str) -> None:
+        """Nothing of a partition is withheld any more."""
+        if self.artifacts.exists(key := withheld_key(self.collection, partition)):
+            self.artifacts.remove(key)
+
+    def _load(self, known: Sequence[str]) -> None:
+        """Fills `known_documents` and `earlier`."""
+        self.database.create("known_documents", KNOWN)
+        self.database.create("earlier", _EARLIER)
+        columns = ", ".join(name for name in KNOWN.names if name != "partition")
+        for partition in known:
+            with self.artifacts.reading(documents_key(self.collection, partition)) as previous:
+                self.database.execute(
+                    f"INSERT INTO known_documents SELECT $partition, {columns} "
+                    "FROM read_parquet($previous)",
+                    partition=partition,
+                    previous=str(previous),
+                )
+            if not self.artifacts.exists(key := withheld_key(self.collection, partition)):
+                continue
+            with self.artifacts.reading(key) as path:
+                self.database.execute(
+                    "INSERT INTO earlier SELECT $partition, document_id, $accepted, "
+                    "NOT $accepted AND reason NOT IN (SELECT unnest($passing)) "
+                    "FROM read_parquet($path)",
+                    passing=[*_ENDS_WITH_ITS_CAUSE],
+                    partition=partition,
+                    accepted=accepted_in(path),
+                    path=str(path),
+                )
+
+    def _find_gone(self) -> None:
+        """Fills `gone`, and takes what may go out of `known_documents`, so that none counts it."""
+        database = self.database
+        # Of a document that had moved, only the place where it was seen last.
+        database.execute(
+            """
+            CREATE OR REPLACE TABLE gone AS
+            SELECT * FROM known_documents k
+            WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.id = k.id)
+              AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = k.id)
+            QUALIFY row_number() OVER (PARTITION BY id ORDER BY read_at DESC, partition DESC) = 1
+            """
+        )
+        if self.accept:
+            database.execute("DELETE FROM gone")
+        else:
+            for table in ("gone", "known_documents"):
+                database.execute(
+                    f"DELETE FROM {table} WHERE (partition, id) IN "
+                    "(SELECT (partition, document_id) FROM earlier WHERE accepted)"
+                )
+
+    def _find_scopes(self, broken_files: Sequence[str]) -> None:
+        database, settings = self.database, self.settings
+        database.create("scopes", _SCOPES)
+        database.execute(
+            """
+            INSERT INTO scopes SELECT 'unfinished', file, count(g.id), count(*)
+            FROM known_documents k LEFT JOIN gone g USING (partition, id, file)
+            WHERE file IN (SELECT unnest($broken::VARCHAR[])) GROUP BY file
+            """,
+            broken=[*broken_files],
+        )
+        database.execute(
+            """
+            INSERT INTO scopes SELECT 'refused', file, refused, refused + coalesce(read, 0)
+            FROM (SELECT file, count(*) AS refused FROM refusals
+                  WHERE reason <> $duplicate GROUP BY file)
+            LEFT JOIN (SELECT file, count(*) AS read FROM (
+                  SELECT file FROM records UNION ALL SELECT file FROM elsewhere) GROUP BY file)
+              USING (file)
+            JOIN (SELECT file, count(*) AS lost FROM gone GROUP BY file) USING (file)
+            WHERE lost > 1 AND refused > $share * (refused + coalesce(read, 0))
+            """,
+            duplicate=RefusalReason.duplicate_id.value,
+            share=settings.max_refused_share,
+        )
+        for scope, name in (("file", "file"), ("partition", "partition"), ("all", "''")):
+            database.execute(
+                f"""
+                INSERT INTO scopes SELECT '{scope}', {name} AS name, count(g.id), count(*)
+                FROM known_documents k LEFT JOIN gone g USING (partition, id, file)
+                GROUP BY name
+                HAVING count(g.id) > $documents AND count(g.id) > $share * count(*)
+                """,
+                documents=settings.max_documents,
+                share=settings.max_share,
+            )
+
+    def _let_go_what_moved(self, elsewhere: Callable[[list[str]], Sequence[str]]) -> None:
+        """Of files with dates a run sees only some: others may have the document since."""
+        files = self.database.rows("SELECT DISTINCT file FROM withheld")
+        if not files:
+            return
+        for partition in elsewhere([file for (file,) in files]):
+            key = documents_key(self.collection, partition)
+            if not self.artifacts.exists(key):
+                continue
+            with self.artifacts.reading(key) as path:
+                self.database.execute(
+                    "DELETE FROM withheld WHERE EXISTS (SELECT 1 FROM read_parquet($path) other "
+                    "WHERE other.id = withheld.id AND other.read_at > withheld.read_at)",
+                    path=str(path),
+                )
+
+    def _told(self) -> WithheldDeletions:
+        by_partition = self.database.rows(
+            "SELECT partition, count(*) FROM withheld GROUP BY ALL ORDER BY partition"
+        )
+        if not by_partition:
+            return WithheldDeletions()
+        by_file = self.database.rows(
+            "SELECT file, count(*) FROM withheld GROUP BY ALL ORDER BY count(*) DESC, file"
+        )
+        reasons = self.database.rows(
+            """
+            SELECT why, coalesce(name, file), coalesce(part, count(*)), whole
+            FROM withheld w LEFT JOIN scopes s ON s.scope = w.why
+              AND s.name = CASE w.why WHEN 'partition' THEN w.partition WHEN 'all' THEN ''
+                                      ELSE w.file END
+            GROUP BY why, coalesce(name, file), part, whole ORDER BY count(*) DESC, 1, 2
+            """
+        )
+        partitions = dict(by_partition)
+        return WithheldDeletions(partitions, dict(by_file), self._sentence(partitions, reasons))
+
+    def _sentence(
+        self,
+        partitions: Mapping[str, int],
+        reasons: Sequence[tuple[str, str, int, int | None]],
+    ) -> str:
+        told = [
+            _REASONS[why].format(name=name, part=part, whole=whole)
+            + (f" ({part / whole:.0%})" if whole else "")
+            for why, name, part, whole in reasons[:EXAMPLES]
+        ]
+        more = (
+            f"; and so on for {len(reasons) - EXAMPLES:,} more" if len(reasons) > EXAMPLES else ""
+        )
+        one = sum(partitions.values()) == 1
+        return (
+            f"{sum(partitions.values()):,} document{' is' if one else 's are'} not in the source "
+            f"any more, and {'its deletion is' if one else 'their deletions are'} withheld: "
+            f"{'; '.join(told)}{more}. If the source is wrong, mend it and run again. If it is "
+            f"right, agree: {how_to_agree(self.collection, partitions)}."
+        )
