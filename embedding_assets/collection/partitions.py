@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta, timezone
 
 import dagster as dg
 
-from embedding_assets.collection.settings import PartitionSettings
+from embedding_assets.collection.settings import PartitionSettings, period_start
 from resources.document_sources import Document
 from resources.identity.content_hash import fingerprint
 
@@ -24,7 +24,7 @@ def partitions_definition(settings: PartitionSettings) -> dg.PartitionsDefinitio
         return dg.StaticPartitionsDefinition([_bucket(i, settings) for i in range(settings.count)])
     first_day = date.fromisoformat(settings.start or "")
     return dg.TimeWindowPartitionsDefinition(
-        start=_period_start(first_day, settings.by).strftime(_FORMATS[settings.by]),
+        start=period_start(first_day, settings.by).strftime(_FORMATS[settings.by]),
         fmt=_FORMATS[settings.by],
         cron_schedule=_SCHEDULES[settings.by],
         end_offset=1,
@@ -56,7 +56,7 @@ def partition_for(settings: PartitionSettings) -> Callable[[str, datetime | None
     def by_time(_: str, timestamp: datetime | None) -> str | None:
         if timestamp is None:
             return None
-        return _period_start(timestamp.astimezone(timezone.utc).date(), by).strftime(form)
+        return period_start(timestamp.astimezone(timezone.utc).date(), by).strftime(form)
 
     return by_time
 
@@ -78,7 +78,7 @@ def period_of_key(settings: PartitionSettings) -> Callable[[str], tuple[datetime
     def period(partition: str) -> tuple[datetime, datetime]:
         start = datetime.strptime(partition, _FORMATS[by]).replace(tzinfo=timezone.utc)
         longest = {"day": 1, "week": 7, "month": 31, "year": 366}[by]
-        end = _period_start((start + timedelta(days=longest)).date(), by)
+        end = period_start((start + timedelta(days=longest)).date(), by)
         return start, datetime(end.year, end.month, end.day, tzinfo=timezone.utc)
 
     return period
@@ -86,18 +86,8 @@ def period_of_key(settings: PartitionSettings) -> Callable[[str], tuple[datetime
 
 def closed_partition(settings: PartitionSettings, moment: datetime) -> str:
     """The last time partition that has ended at a moment."""
-    begun = _period_start(moment.astimezone(timezone.utc).date(), settings.by)
-    return _period_start(begun - timedelta(days=1), settings.by).strftime(_FORMATS[settings.by])
-
-
-def _period_start(day: date, by: str) -> date:
-    if by == "week":
-        return day - timedelta(days=day.weekday())
-    if by == "month":
-        return day.replace(day=1)
-    if by == "year":
-        return day.replace(month=1, day=1)
-    return day
+    begun = period_start(moment.astimezone(timezone.utc).date(), settings.by)
+    return period_start(begun - timedelta(days=1), settings.by).strftime(_FORMATS[settings.by])
 
 
 def _bucket(number: int, settings: PartitionSettings) -> str:

@@ -1,7 +1,7 @@
 """The settings of one collection, as they stand in its YAML file."""
 
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,13 @@ from embedding_assets.collection.embedder_settings import (
     LocalEmbedderSettings,
 )
 from resources.document_sources import FileDocumentSource
-from resources.document_sources.dated_paths import PLACEHOLDERS
+from resources.document_sources.dated_paths import (
+    check_source_path,
+    fixed_folder,
+    generalise,
+    is_there,
+    sparing_names,
+)
 from resources.document_sources.settings import FileSourceSettings
 
 
@@ -55,13 +61,30 @@ class PartitionSettings(Settings):
     def _start_is_given_for_time(self) -> "PartitionSettings":
         if self.by != "bucket":
             try:
-                date.fromisoformat(self.start or "")
+                first_day = date.fromisoformat(self.start or "")
             except ValueError:
                 raise ValueError(
                     f"partitions by {self.by} need 'start', the first day as YYYY-MM-DD, "
                     f'for example start: "2020-01-01"; got {self.start!r}'
                 ) from None
+            today = datetime.now(timezone.utc).date()
+            if period_start(first_day, self.by) > today:
+                raise ValueError(
+                    f"partitions.start is {self.start}, which is in the future: there would be no "
+                    f"partition yet, and today's documents ({today}) would belong to none"
+                )
         return self
+
+
+def period_start(day: date, by: str) -> date:
+    """The first day of the period that a day is in; of a week that is Monday."""
+    if by == "week":
+        return day - timedelta(days=day.weekday())
+    if by == "month":
+        return day.replace(day=1)
+    if by == "year":
+        return day.replace(month=1, day=1)
+    return day
 
 
 class ChunkingSettings(Settings):
@@ -285,13 +308,6 @@ class CollectionSettings(Settings):
             return 366
         return self.backfill.partitions_per_run
 
-    @field_validator("source")
-    @classmethod
-    def _path_is_given(cls, source: SourceSettings) -> SourceSettings:
-        if not source.path.strip():
-            raise ValueError("source.path must name a file, folder, glob or URL; it is empty")
-        return source
-
     @model_validator(mode="after")
     def _time_partitions_have_timestamps(self) -> "CollectionSettings":
         if self.partitions.by != "bucket" and self.source.fields.timestamp is None:
@@ -308,7 +324,9 @@ class CollectionSettings(Settings):
         def fill(path: str) -> str:
             return str(resolve(path)) if "{{" in path else path
 
-        return self._with_paths(fill)
+        filled = self._with_paths(fill)
+        check_source_path(filled.source.path)
+        return filled
 
     def with_absolute_paths(self, beside: Path, project: Path) -> "CollectionSettings":
         """Relative local paths start at `beside` if what they name is there, else at the project.
@@ -317,10 +335,16 @@ class CollectionSettings(Settings):
             beside: the folder of the YAML file.
             project: the folder of the Dagster project that holds it.
         """
-        return self._with_paths(lambda path: _located(path, beside, project))
+        return self._with_paths(
+            lambda path: _located(path, beside, project),
+            lambda path: _located_source(path, beside, project),
+        )
 
-    def _with_paths(self, change: Callable[[str], str]) -> "CollectionSettings":
-        source = self.source.model_copy(update={"path": change(self.source.path)})
+    def _with_paths(
+        self, change: Callable[[str], str], change_source: Callable[[str], str] | None = None
+    ) -> "CollectionSettings":
+        path = (change_source or change)(self.source.path)
+        source = self.source.model_copy(update={"path": path})
         evaluation = self.evaluation and self.evaluation.model_copy(
             update={
                 "queries": change(self.evaluation.queries),
@@ -338,12 +362,20 @@ class CollectionSettings(Settings):
 
 
 def _located(path: str, beside: Path, project: Path) -> str:
+    """Where a file is."""
     if "://" in path:
         return path
     local = Path(path).expanduser()
-    if local.is_absolute():
-        return str(local)
-    for placeholder, pattern in PLACEHOLDERS.items():
-        path = path.replace(placeholder, pattern)
-    is_beside = (beside / local).exists() or any(beside.glob(path))
-    return str((beside if is_beside else project) / local)
+    return str((beside if is_there(str(beside / local)) else project) / local)
+
+
+def _located_source(path: str, beside: Path, project: Path) -> str:
+    """Where the files are that a path, possibly with globs and placeholders, names."""
+    if "://" in path:
+        return path
+    local = Path(path).expanduser()
+    here = sparing_names(str(beside / local))
+    folder = fixed_folder(here)
+    if is_there(here) or any(Path(folder or "/").glob(generalise(here)[len(folder) :].lstrip("/"))):
+        return here
+    return sparing_names(str(project / local))

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
+import fsspec
 from fsspec.core import url_to_fs
 
 from resources.document_sources.base import Period
 from resources.document_sources.timestamps import in_utc
+from resources.errors import InvalidInputError
 
 PLACEHOLDERS = {
     "%Y": "[0-9][0-9][0-9][0-9]",
@@ -16,6 +19,55 @@ PLACEHOLDERS = {
     "%H": "[0-9][0-9]",
 }
 """strftime placeholders, from the coarsest to the finest, with their glob."""
+
+_SPECIAL = re.compile(r"[*?\[]|%(?=[YmdH])")
+
+
+def check_source_path(path: str) -> None:
+    """Checks what can be known of a source's path without a look at the storage.
+
+    Raises:
+        InvalidInputError: no file can have such a path.
+    """
+    if not path.strip():
+        raise InvalidInputError("source.path must name a file, folder, glob or URL; it is empty")
+    if "\0" in path:
+        raise InvalidInputError("source.path holds a NUL character, which no file's name has")
+    for part in path.split("/"):
+        if "**" in part and part != "**":
+            better = re.sub(r"\*{2,}", "**/*" if part.startswith("**") else "*", part)
+            raise InvalidInputError(
+                "in source.path, ** stands for any folders and stands alone between slashes: "
+                f"write {better!r} in place of {part!r}"
+            )
+    known = {*fsspec.available_protocols(), *fsspec.registry}
+    for address in path.split("::"):
+        scheme, is_url, _ = address.partition("://")
+        if is_url and scheme not in known:
+            raise InvalidInputError(
+                f"source.path begins with {scheme}://, which is no storage that fsspec knows, such "
+                "as s3://, gs:// or https://"
+            )
+
+
+def sparing_names(path: str) -> str:
+    """A local path in which the names of folders that are there mean just those.
+
+    In 100%done or [old], if there is such a folder, %d is no placeholder and [old] no glob.
+    """
+    if is_there(path):
+        return path
+    parts = path.split("/")
+    there = next(n for n in range(len(parts)) if not is_there("/".join(parts[: n + 1]) or "/"))
+    return "/".join([*(_SPECIAL.sub(r"[\g<0>]", part) for part in parts[:there]), *parts[there:]])
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a local file or folder, as far as one may look."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def period_of(path: str, file: str) -> Period | None:

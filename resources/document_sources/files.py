@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, cast
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from resources.document_sources.base import (
     Document,
@@ -17,7 +16,7 @@ from resources.document_sources.base import (
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.dated_paths import period_of
 from resources.document_sources.formats.registry import format_of, read_file
-from resources.document_sources.listing import find_files
+from resources.document_sources.listing import find_files, open_storage
 from resources.document_sources.settings import FileSourceSettings
 
 
@@ -32,7 +31,7 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
         return self._read_files(filesystem, files)
 
     def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
-        return self._read_files(url_to_fs(self.path)[0], [file])
+        return self._read_files(open_storage(self.path)[0], [file])
 
     def period_of(self, file: str) -> Period | None:
         return period_of(self.path, file)

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from resources.document_sources.base import CTIME, Period, SourceFile, SourceNotFoundError
 from resources.document_sources.dated_paths import PLACEHOLDERS, expand, fixed_folder, generalise
 from resources.document_sources.timestamps import in_utc
-from resources.errors import EmbeddingAssetsError
+from resources.errors import EmbeddingAssetsError, InvalidInputError
 
 
 class UnlistableFolderError(EmbeddingAssetsError):
@@ -41,6 +41,20 @@ class _LocalFileSystem(LocalFileSystem):
             ) from error
 
 
+def open_storage(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The storage that a source's path names, and the path there.
+
+    Raises:
+        InvalidInputError: a package that this storage needs is not installed.
+    """
+    try:
+        return url_to_fs(path)
+    except ImportError as error:
+        raise InvalidInputError(
+            f"source.path names a storage that cannot be read: {error}"
+        ) from error
+
+
 def find_files(
     path: str, periods: Sequence[Period] | None
 ) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
@@ -57,7 +71,7 @@ def find_files(
             archive that is not mounted must not look like one from which all was deleted.
         UnlistableFolderError: a local folder is there, but its files cannot be listed.
     """
-    filesystem, pattern = url_to_fs(path)
+    filesystem, pattern = open_storage(path)
     if isinstance(filesystem, LocalFileSystem):
         filesystem = _LocalFileSystem()
     filesystem.invalidate_cache()
@@ -169,6 +183,9 @@ def _nothing_found(
         finding = f"the folder {root!r} is empty"
     else:
         finding = f"the folder {root!r} exists, but nothing in it matches"
+    named = ", ".join(p for p in PLACEHOLDERS if p in pattern)
+    if named:
+        finding += f" ({named} stands for a part of a time; the sign itself is written [%])"
     return SourceNotFoundError(
         f"Expected documents at {path!r} (looked for {pattern!r} from {Path.cwd()}), but "
         f"{finding}. Check the source's `path`, and that its storage is mounted and complete: "

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ByteSize, Field, TypeAdapter, ValidationError, field_validator
 
 from resources.document_sources.base import FieldNames
+from resources.document_sources.dated_paths import check_source_path
 from resources.document_sources.formats.registry import BY_ENDING, FileFormat
 
 
@@ -16,7 +17,8 @@ class FileSourceSettings(BaseModel):
             "File, folder (with all its subfolders), glob such as `archive/**/*.jsonl.gz`, or any "
             "fsspec URL such as `s3://bucket/archive`. %Y, %m, %d and %H stand for the time of a "
             "file's documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files "
-            "of its own partitions. Names that begin with a dot are ignored, as in a shell."
+            "of its own partitions. Names that begin with a dot are ignored, as in a shell. A sign "
+            "that means itself stands in brackets, as `100[%]done`, unless such a folder is there."
         ),
     )
     format: FileFormat | None = Field(
@@ -39,6 +41,13 @@ class FileSourceSettings(BaseModel):
             "row of CSV may have 64 KiB more."
         ),
     )
+
+    @field_validator("path")
+    @classmethod
+    def _can_be(cls, path: str) -> str:
+        if "{{" not in path:  # a template, which is filled in later
+            check_source_path(path)
+        return path
 
     @field_validator("max_document_bytes", mode="before")
     @classmethod

@@ -1,10 +1,16 @@
 """One YAML file is a collection: its defaults, its paths, and what it says to wrong settings."""
 
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from embedding_assets.collection.partitions import partitions_definition
+from embedding_assets.collection.settings import PartitionSettings
+from resources.document_sources import Document
+from resources.document_sources.base import SourceNotFoundError
 from tests.support.project import Project
 
 MINIMAL: dict[str, Any] = {"name": "docs", "source": {"path": "docs/*.jsonl"}}
@@ -77,12 +83,17 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
         ({"name": 3}, ["name", "string"]),
         ({"source": {"pth": "x"}}, ["source", "pth"]),
         ({"source": {"path": "  "}}, ["source.path must name a file"]),
+        ({"source": {"path": "notes/**.jsonl"}}, ["source.path", "'**/*.jsonl' in place of"]),
+        ({"source": {"path": "/a/old**/x.md"}}, ["source.path", "'old*' in place of 'old**'"]),
+        ({"source": {"path": "s4://bucket"}}, ["source.path", "s4://", "s3://"]),
+        ({"source": {"path": "a\0b"}}, ["source.path", "NUL"]),
         ({"source": "a.jsonl"}, ["source"]),
         ({"source": {"path": "x", "format": "xml"}}, ["format", "jsonl", "parquet"]),
         ({"source": {"path": "x", "fields": {"body": "b"}}}, ["fields", "body"]),
         ({"partitions": {"by": "yeer"}}, ["by", "'year'", "'bucket'"]),
         ({"partitions": {"by": "year"}}, ["start", "YYYY-MM-DD"]),
         ({"partitions": {"by": "year", "start": "May 2020"}}, ["start", "YYYY-MM-DD", "May 2020"]),
+        ({"partitions": {"by": "day", "start": "2999-01-01"}}, ["partitions.start", "future"]),
         ({"partitions": {"by": "year", "start": "2020-01-01"}}, ["source.fields.timestamp"]),
         ({"partitions": {"count": 0}}, ["count", "greater than or equal to 1"]),
         ({"chunking": {"max_tokens": "many"}}, ["max_tokens", "integer"]),
@@ -144,6 +155,60 @@ def test_relative_paths_start_beside_the_yaml_if_there_is_something_else_at_the_
     (project.beside / file).parent.mkdir(parents=True, exist_ok=True)
     (project.beside / file).touch()
     assert project.load(attributes).source.path == str(project.beside / path)
+
+
+@pytest.mark.parametrize("folder", ["100%done", "[old]", "%Y", "a*b?"])
+def test_the_name_of_a_folder_that_is_there_means_just_that(project: Project, folder: str) -> None:
+    for place in (project.beside / folder, project.beside / "1001one", project.beside / "o"):
+        place.mkdir()
+        (place / "a.jsonl").write_text(f'{{"id": "{place.name}", "text": "b"}}')
+    for path in (f"{folder}/*.jsonl", f"{folder}/*", folder, f"{project.beside}/{folder}/*.jsonl"):
+        source = project.load({"name": "docs", "source": {"path": path}}).source.build()
+        (found,) = source.read()
+        assert isinstance(found, Document)
+        assert found.id == folder
+        assert source.period_of(found.file) is None
+
+
+@pytest.mark.parametrize("name", ["100%done", "[work]"])
+def test_a_project_may_lie_in_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / name))
+    project = Project(tmp_path / name)
+    for place in (project.folder / "2024", project.beside / "notes"):
+        place.mkdir()
+        (place / "a.jsonl").write_text('{"id": "a", "text": "b"}')
+    for path in ("%Y/*.jsonl", "**/2024/*.jsonl", "notes/*.jsonl"):
+        source = project.load({"name": "docs", "source": {"path": path}}).source.build()
+        assert len(list(source.read())) == 1
+        (file,) = source.files()
+        period = source.period_of(file.path)
+        assert (period and period[0].year) == (2024 if "%Y" in path else None)
+
+
+def test_where_nothing_is_found_it_is_told_that_a_sign_stands_for_a_time(project: Project) -> None:
+    source = project.load({"name": "docs", "source": {"path": "100%done/*.jsonl"}}).source.build()
+    with pytest.raises(SourceNotFoundError, match=r"%d stands for a part of a time; .* \[%\]"):
+        source.files()
+
+
+def test_a_template_in_a_path_is_checked_when_it_is_filled_in(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHIVE", "s4://bucket")
+    source = {"path": "{{ env.ARCHIVE }}/*.jsonl"}
+    assert "source.path begins with s4://" in project.error({"name": "docs", "source": source})
+
+
+def test_a_start_in_the_running_period_is_not_in_the_future() -> None:
+    today = datetime.now(timezone.utc).date()
+    last_day = today.replace(month=12, day=31).isoformat()
+    settings = PartitionSettings(by="year", start=last_day)
+    assert partitions_definition(settings).get_partition_keys() == [str(today.year)]
+    today_only = PartitionSettings(by="day", start=today.isoformat())
+    assert partitions_definition(today_only).get_partition_keys()[0] == today.isoformat()
 
 
 def test_absolute_paths_and_urls_stay_as_they_are(project: Project) -> None:
