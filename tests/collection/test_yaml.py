@@ -22,7 +22,7 @@ def test_name_and_source_path_are_enough_and_every_default_is_the_documented_one
     settings = project.load(MINIMAL)
     assert settings.name == "docs"
     assert settings.source.fields.model_dump() == {
-        "id": "id", "title": "title", "text": "text", "timestamp": None,
+        "id": "id", "title": "title", "text": "text", "timestamp": None, "timestamp_unit": None,
     }  # fmt: skip
     assert (settings.partitions.by, settings.partitions.count) == ("bucket", 16)
     assert settings.chunking.model_dump() == {
