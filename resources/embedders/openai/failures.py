@@ -148,7 +148,6 @@ _PARAMETERS = {
     "encoding_format": r"encoding_format|\bbase64\b",
     "dimensions": r"\bdimensions\b|matryoshka|output_dimension",
 }
-_SETTINGS = ("model", "dimensions", "encoding_format", "user")
 
 
 def failure_of(reply: Reply, content: Any, texts: int) -> Failure | None:
@@ -169,12 +168,10 @@ def failure_of(reply: Reply, content: Any, texts: int) -> Failure | None:
     status = reply.status
     if status < 400:  # an error inside a 200
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
-    parameter = _parameter(status, param, message)
-    if parameter:
+    if parameter := _parameter(status, param, message):
+        reason = f"The server does not accept '{parameter}' ({said})"
         cause = "parameter" if parameter in _PARAMETERS else "setting"
-        return Failure(
-            cause, f"The server does not accept '{parameter}' ({said})", parameter=parameter
-        )
+        return Failure(cause, reason, parameter=parameter)
     codes = " ".join((code, kind, _text(detail, "status")))
     places = {
         "codes": codes,
@@ -219,9 +216,9 @@ def _text(detail: Mapping[str, Any], name: str) -> str:
 
 
 def _parameter(status: int, param: str, message: str) -> str | None:
-    if param in _SETTINGS:
+    if status in _REFUSED and param in (*_PARAMETERS, "model", "user"):
         return param
-    if status in _REFUSED:
+    if status in _REFUSED or "UnsupportedParam" in message:
         for name, words in _PARAMETERS.items():
             if re.search(words, message):
                 return name

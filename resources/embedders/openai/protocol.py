@@ -56,13 +56,14 @@ def read(
             f"The answer is no JSON object but begins with {excerpt!r}",
         )
     answered = content.get("model")
-    if answered and not _same_model(answers_as or model, str(answered)):
-        name = reply.quoted(answered, 200)
-        expected = f" and expected {answers_as!r}, as answers_as says" if answers_as else ""
+    names = [model, answers_as] if answers_as else [model]
+    if answered and not any(_same_model(name, str(answered)) for name in names):
+        other = reply.quoted(answered, 200)
+        expected = " or ".join(map(repr, names))
         return Failure(
             "model",
-            f"Asked for model {model!r}{expected}, but the server answers with {name!r}. Name the "
-            f"model that the server runs; or, if that is the one, set answers_as: {name!r}",
+            f"Expected an answer of model {expected}, but the server answers with {other!r}. Name "
+            f"the model that the server runs; or, if that is the one, set answers_as: {other!r}",
         )
     found = _vectors(content.get("data"), texts)
     if isinstance(found, str):
@@ -104,7 +105,7 @@ def _json(body: bytes) -> Any:
 def _same_model(asked: str, answered: str) -> bool:
     """Servers add a version or a tag, leave out the organisation, or say where the files are."""
     a, b = _bare(asked), _bare(answered)
-    return a == b or re.fullmatch(re.escape(a) + r"-v?\d[\d.-]*", b) is not None
+    return a == b or re.fullmatch(re.escape(a) + r"(-v?\d[\d.-]*|@[\w.-]+)", b) is not None
 
 
 def _bare(name: str) -> str:
