@@ -28,6 +28,7 @@ class RefusalReason(str, Enum):
     malformed_line = "malformed_line"
     """The record is not what its format demands: JSON syntax, number of CSV columns."""
     invalid_utf8 = "invalid_utf8"
+    """Bytes that are no characters in UTF-8, or in the encoding that the source declares."""
     lone_surrogate = "lone_surrogate"
     """Half of a UTF-16 surrogate pair: a string that no UTF-8 file can hold."""
     empty_text = "empty_text"

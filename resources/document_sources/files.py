@@ -47,7 +47,7 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
         for file in files:
             file_format = self.format or format_of(file.path)
             if file_format is not None:
-                yield from read_file(file, file_format, open_file, builder)
+                yield from read_file(file, file_format, open_file, builder, self.encoding)
             else:
                 yield Refusal(
                     RefusalReason.unknown_format,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ByteSize, Field, TypeAdapter, ValidationError, f
 
 from resources.document_sources.base import FieldNames
 from resources.document_sources.dated_paths import check_source_path
+from resources.document_sources.formats.encodings import check_encoding
 from resources.document_sources.formats.registry import BY_ENDING, FileFormat
 
 
@@ -28,6 +29,13 @@ class FileSourceSettings(BaseModel):
             f"each file's ending ({' '.join(BY_ENDING)}; all but Parquet also with .gz)."
         ),
     )
+    encoding: str | None = Field(
+        default=None,
+        description=(
+            "Encoding of all files but Parquet, such as cp1252, shift_jis or utf-16-le. Empty: "
+            "UTF-16 and UTF-32 where a file begins like it, else UTF-8."
+        ),
+    )
     fields: FieldNames = Field(
         default_factory=FieldNames,
         description="Names of the record fields that hold id, title, text and timestamp.",
@@ -48,6 +56,11 @@ class FileSourceSettings(BaseModel):
         if "{{" not in path:  # a template, which is filled in later
             check_source_path(path)
         return path
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, given: str | None) -> str | None:
+        return None if given is None else check_encoding(given)
 
     @field_validator("max_document_bytes", mode="before")
     @classmethod

@@ -1,7 +1,8 @@
-"""CSV as in RFC 4180: a header row, quoted line feeds; also separated by tabs."""
+"""CSV as in RFC 4180: a header row, quoted line feeds; also with other separators."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import BinaryIO
 
 from resources.document_sources.base import (
@@ -20,6 +21,8 @@ from resources.document_sources.formats.lines import (
     too_large,
 )
 
+_DELIMITERS = (",", ";", "\t", "|")
+
 
 def read_csv(
     file: SourceFile, stream: BinaryIO, builder: DocumentBuilder
@@ -28,10 +31,13 @@ def read_csv(
     # A setting of the whole process: only ever raised, and within a C long on every platform.
     if csv.field_size_limit() < limit:
         csv.field_size_limit(min(limit, 2**31 - 1))
-    delimiter = "\t" if file.location.lower().endswith((".tsv", ".tsv.gz")) else ","
+    by_ending = "\t" if file.location.lower().endswith((".tsv", ".tsv.gz")) else ","
+    rows = lines(stream, limit)
+    begun = list(islice(rows, 1))
+    delimiter = _delimiter(begun[0][1], by_ending, builder) if begun else by_ending
     path = file.path
     header: list[str] | None = None
-    for number, data, problem in csv_records(stream, limit, delimiter.encode()):
+    for number, data, problem in csv_records(chain(begun, rows), limit, delimiter.encode()):
         try:
             if problem is not None:
                 raise problem
@@ -56,8 +62,20 @@ def read_csv(
             yield builder.from_record(dict(zip(header, row, strict=True)), path, number)
 
 
+def _delimiter(first_line: bytes, by_ending: str, builder: DocumentBuilder) -> str:
+    """The one that finds the fields of a document in the header; else the ending's."""
+    for delimiter in (by_ending, *_DELIMITERS):
+        try:
+            header = csv_row(first_line, delimiter)
+        except RefusedRecord:
+            continue
+        if builder.id_field in header and builder.text_field in header:
+            return delimiter
+    return by_ending
+
+
 def csv_records(
-    stream: BinaryIO, limit: int, delimiter: bytes
+    rows: Iterable[tuple[int, bytes, bool]], limit: int, delimiter: bytes
 ) -> Iterator[tuple[int, bytes, RefusedRecord | None]]:
     """Yields (first line's number, bytes, problem) of each record, quoted line feeds included.
 
@@ -70,7 +88,7 @@ def csv_records(
     first = number = 1
     begun = b""  # of a record that is too large to hold
     unfinished = False
-    for number, data, ended in lines(stream, limit):
+    for number, data, ended in rows:
         if not unfinished:
             first, unfinished = number, True
         quotes.feed(data, ended)

@@ -24,7 +24,7 @@ def read_jsonl(
     limit = builder.max_document_bytes + RECORD_SLACK_BYTES
     path = file.path
     begun = b""  # of a line that is too large to hold
-    for number, line, ended in lines(stream, limit):
+    for number, line, ended in lines(stream, limit, lone_cr=True):
         if begun or not ended or len(line) > limit:
             begun = begun or line[:80]
             if ended:

@@ -1,5 +1,6 @@
 """Lines out of streams, with bounded memory: what JSON Lines and CSV have in common."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -9,15 +10,24 @@ RECORD_SLACK_BYTES = 64 * 1024
 """How much longer than the largest document a line of JSONL or a row of CSV may be."""
 BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 256 * 1024
+_FIRST_LINE_END = re.compile(rb"\n|\r\n|\r(?!\Z)")
+"""Without a carriage return at the very end, after which a line feed may come."""
 
 
-def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, bool]]:
+def lines(
+    stream: BinaryIO, limit: int, *, lone_cr: bool | None = None
+) -> Iterator[tuple[int, bytes, bool]]:
     """Yields (number, bytes without line feed, whether the line ends here).
 
     A line comes whole if it has at most `limit` bytes, else perhaps in several non-empty pieces.
+
+    Args:
+        stream: UTF-8; it may hand over less than it is asked for.
+        limit: in bytes.
+        lone_cr: whether a carriage return without a line feed ends a line. None: if it ends the
+            first line.
     """
-    # read1 hands over what was decompressed before gzip finds damage; read would lose it.
-    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    read = _unified(stream.read, lone_cr)
     number = 1
     parts: list[bytes] = []
     size = 0
@@ -48,6 +58,35 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, bool]]:
                 parts, size, continued = [], 0, True
     if parts or continued:
         yield number, b"".join(parts), True
+
+
+def _unified(read: Callable[[int], bytes], lone_cr: bool | None) -> Callable[[int], bytes]:
+    """Turns every line end into a line feed, if a lone carriage return may be one."""
+    held = b""  # a carriage return after which a line feed may come
+
+    def unified(size: int) -> bytes:
+        nonlocal held, lone_cr
+        chunk = read(size)
+        if lone_cr is None:
+            first = _FIRST_LINE_END.search(chunk)
+            while chunk and first is None and chunk.endswith(b"\r") and (more := read(size)):
+                chunk += more
+                first = _FIRST_LINE_END.search(chunk)
+            if first is not None:
+                lone_cr = first[0] == b"\r"
+            elif chunk.endswith(b"\r"):
+                lone_cr = True
+        if not lone_cr:
+            return chunk
+        ended = not chunk
+        chunk, held = held + chunk, b""
+        if chunk.endswith(b"\r") and not ended:
+            chunk, held = chunk[:-1], b"\r"
+            if not chunk:
+                return unified(size)
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in chunk else chunk
+
+    return unified
 
 
 def too_large(begun: bytes, limit: int) -> RefusedRecord:

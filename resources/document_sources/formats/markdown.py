@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
@@ -26,7 +26,8 @@ def read_markdown(
     if isinstance(text, Refusal):
         yield text
         return
-    front, body = _split_front_matter(text)
+    front, body = _split_front_matter(text, builder.title_field)
+    front = builder.lift_nested(front)
     title = front.pop(builder.title_field, None)
     timestamp = None
     if builder.timestamp_field == MODIFIED:
@@ -39,7 +40,12 @@ def read_markdown(
 
 
 class _FrontMatterLoader(yaml.SafeLoader):
-    """Without aliases: nine lines of them expand to gigabytes."""
+    """YAML as in version 1.2, where 12:30, 007, yes and no are strings, and without aliases.
+
+    Nine lines of aliases expand to gigabytes.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -47,16 +53,57 @@ class _FrontMatterLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    # As JSON writes them: with a zero before it, a number is a code.
+    "int": (r"-?(0|[1-9][0-9]*)", list("-0123456789")),
+    "float": (r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", list("-0123456789")),
+    "timestamp": (
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+        r"([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?\s*(Z|[-+][0-9]{2}(:[0-9]{2})?)?)?",
+        list("0123456789"),
+    ),
+}
+for _kind, (_pattern, _begins) in _SCALARS.items():
+    _FrontMatterLoader.add_implicit_resolver(_TAG + _kind, re.compile(rf"({_pattern})\Z"), _begins)
+
+
+def _load(front_matter: str, as_written: str) -> Any:
+    """The values of a mapping; that at the path `as_written` stays the string that it is."""
+    loader = _FrontMatterLoader(front_matter)
+    try:
+        node = found = loader.get_single_node()
+        for name in (as_written, *as_written.split(".")):
+            inner = _child(found, name)
+            if inner is None:
+                continue
+            found = inner
+            if isinstance(found, yaml.ScalarNode) and found.tag != _TAG + "null":
+                found.tag = _TAG + "str"
+                break
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for key, value in node.value if key.value == name), None)
+
+
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.M)
 
 
-def _split_front_matter(text: str) -> tuple[dict[Any, Any], str]:
+def _split_front_matter(text: str, title_field: str) -> tuple[dict[Any, Any], str]:
     """Front matter and body; what is not a YAML mapping remains text."""
     match = _FRONT_MATTER.match(text)
     if match is None or len(match[1]) > _MAX_FRONT_MATTER:
         return {}, text
     try:
-        front = yaml.load(match[1], Loader=_FrontMatterLoader)
+        front = _load(match[1], title_field)
         if isinstance(front, dict):
             metadata_json(front)
             return front, text[match.end() :]

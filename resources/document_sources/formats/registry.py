@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 from resources.document_sources.base import Document, Refusal, RefusalReason, SourceFile, bounded
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.csv import read_csv
+from resources.document_sources.formats.encodings import in_utf8
 from resources.document_sources.formats.jsonl import read_jsonl
 from resources.document_sources.formats.markdown import read_markdown
 from resources.document_sources.formats.parquet import read_parquet
@@ -23,20 +24,25 @@ class FileFormat(str, Enum):
 
     reader: Reader
     endings: tuple[str, ...]
-    may_be_gzipped: bool
+    is_text: bool
 
     def __new__(
-        cls, name: str, reader: Reader, endings: tuple[str, ...], may_be_gzipped: bool = True
+        cls, name: str, reader: Reader, endings: tuple[str, ...], is_text: bool = True
     ) -> "FileFormat":
         member = str.__new__(cls, name)
         member._value_ = name
-        member.reader, member.endings, member.may_be_gzipped = reader, endings, may_be_gzipped
+        member.reader, member.endings, member.is_text = reader, endings, is_text
         return member
+
+    @property
+    def may_be_gzipped(self) -> bool:
+        return self.is_text
 
     jsonl = "jsonl", read_jsonl, (".jsonl", ".ndjson")
     """One JSON object a line."""
     csv = "csv", read_csv, (".csv", ".tsv")
-    """RFC 4180 with a header row; separated by tabs if the file's name ends in .tsv."""
+    """RFC 4180 with a header row; the separator is the comma (of .tsv the tab), or what the header
+    row has between its names: semicolon, tab, vertical bar."""
     parquet = "parquet", read_parquet, (".parquet", ".pq"), False
     """One row a document. Not with gzip: it needs random access, and compresses itself."""
     text = "text", read_text, (".txt",)
@@ -61,6 +67,7 @@ def read_file(
     file_format: FileFormat,
     open_file: Callable[[str], BinaryIO],
     builder: DocumentBuilder,
+    encoding: str | None = None,
 ) -> Iterator[Document | Refusal]:
     """Streams one file's documents and refusals; a broken file ends in a refusal that names it.
 
@@ -69,6 +76,7 @@ def read_file(
         file_format: how to read it.
         open_file: opens a location for reading, in binary.
         builder: turns raw records into documents.
+        encoding: of text formats, as `in_utf8` takes it.
     """
     try:
         if file.problem is not None:
@@ -76,7 +84,9 @@ def read_file(
         with open_file(file.location) as stored:
             if file_format.may_be_gzipped and file.location.lower().endswith(_GZIP):
                 with _gunzip(stored) as stream:
-                    yield from file_format.reader(file, stream, builder)
+                    yield from file_format.reader(file, in_utf8(stream, encoding), builder)
+            elif file_format.is_text:
+                yield from file_format.reader(file, in_utf8(stored, encoding), builder)
             else:
                 yield from file_format.reader(file, stored, builder)
     # Whatever a storage, a codec or Parquet raises, the next file can still be read.

@@ -40,9 +40,9 @@ def whole_text(file: SourceFile, stream: BinaryIO, builder: DocumentBuilder) -> 
     if len(data) > limit:
         return too_large(data, limit).at(file.path, 1)
     try:
-        return data.removeprefix(BOM).decode().replace("\r\n", "\n")
+        return data.removeprefix(BOM).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len((data[: error.start] + b"x").splitlines())
         detail = f"{error.reason} at byte {error.start}: {excerpt(data[error.start :])}"
         return Refusal(RefusalReason.invalid_utf8, None, file.path, line, bounded(detail))
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,8 @@ import pytest
 
 from resources.document_sources import Document
 from resources.document_sources.formats.csv import csv_records, csv_row
+from resources.document_sources.formats.encodings import in_utf8
+from resources.document_sources.formats.lines import lines
 from tests.support.documents import document, outcomes, read, refusal, write
 
 
@@ -87,6 +90,40 @@ def test_a_csv_record_beyond_the_limit_is_refused_and_the_next_row_is_found(
     assert [item.line for item in found] == [2, 3, 4 + huge.count(b"\n")]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_rows_end_as_the_header_does(tmp_path: Path, end: bytes):
+    path = write(tmp_path / "a.csv", b"id,text", b'1,"a', b'b"', b"2,x", b"3", b"4,y", end=end)
+    found = read(path)
+    assert outcomes(found) == ["1", "2", "malformed_line", "4"]
+    assert [item.line for item in found] == [2, 4, 5, 6]
+    assert document(found[:1]).text == "a\nb"
+
+
+def test_a_carriage_return_at_the_end_of_a_read_is_one_line_end_with_its_line_feed():
+    for end in ("\n", "\r\n", "\r"):
+        text = end.join(["ab", "", "cdef", "g", "hi", "jklm", ""])
+        for lone_cr in (None, True):
+            dribbled = lines(in_utf8(_Dribble(text.encode()), "utf-8"), 100, lone_cr=lone_cr)
+            found = [(number, line.rstrip(b"\r")) for number, line, _ in dribbled]
+            assert found == [
+                (1, b"ab"), (2, b""), (3, b"cdef"), (4, b"g"), (5, b"hi"), (6, b"jklm"),
+            ]  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_the_separator_is_the_one_between_the_fields_names(
+    tmp_path: Path, name: str, separator: str
+):
+    rows = [["id", "text", "n"], ["1", '"a, b; c|d"', "0"], ["2", "x", "1"]]
+    path = write(tmp_path / name, *(separator.join(row).encode() for row in rows))
+    found = [item for item in read(path) if isinstance(item, Document)]
+    assert [(item.text, item.metadata) for item in found] == [
+        ("a, b; c|d", '{"n":"0"}'),
+        ("x", '{"n":"1"}'),
+    ]
+
+
 def test_csv_fields_may_be_longer_than_the_csv_module_allows_by_default(tmp_path: Path):
     text = "x" * 1_000_000
     path = write(tmp_path / "a.csv", b"id,text", b"1," + text.encode())
@@ -100,12 +137,16 @@ class _Dribble(io.BytesIO):
         return self.read(3 if size else 0)
 
 
+def _rows(text: str, limit: int) -> Iterator[tuple[int, bytes, bool]]:
+    return lines(in_utf8(_Dribble(text.encode()), "utf-8"), limit)
+
+
 def test_csv_records_end_where_the_csv_module_ends_them_also_when_they_are_too_large():
     random = Random(5)
     for _ in range(5_000):
         text = "".join(random.choice('ab,,""""\n\n') for _ in range(random.randrange(1, 40)))
-        records = list(csv_records(_Dribble(text.encode()), 1_000, b","))
-        tiny = list(csv_records(_Dribble(text.encode()), 2, b","))
+        records = list(csv_records(_rows(text, 1_000), 1_000, b","))
+        tiny = list(csv_records(_rows(text, 2), 2, b","))
         assert [first for first, _, _ in records] == [first for first, _, _ in tiny]
         if any(problem for _, _, problem in records):
             continue

@@ -91,6 +91,22 @@ def test_the_last_line_needs_no_line_feed_and_line_separators_inside_text_are_no
     assert outcomes(read(path)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_line_ends_with_any_line_end(tmp_path: Path, end: bytes):
+    path = write(tmp_path / "a.jsonl", GOOD, b"{oops", b"", GOOD, end=end)
+    found = read(path)
+    assert outcomes(found) == ["good", "malformed_line", "good"]
+    assert [item.line for item in found] == [1, 2, 4]
+
+
+def test_lines_that_end_in_both_ways_are_all_read(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", GOOD + b"\r" + GOOD, GOOD + b"\r\r\n" + GOOD)
+    found = read(path)
+    assert [(item.line, outcome) for item, outcome in zip(found, outcomes(found), strict=True)] == [
+        (1, "good"), (2, "good"), (3, "good"), (5, "good"),
+    ]  # fmt: skip
+
+
 def test_empty_files_hold_no_records(tmp_path: Path):
     write(tmp_path / "a.jsonl")
     write(tmp_path / "b.csv")

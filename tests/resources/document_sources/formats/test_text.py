@@ -1,5 +1,6 @@
 """Text and Markdown: a document a file."""
 
+import json
 import os
 import sys
 from collections import Counter
@@ -89,6 +90,49 @@ def test_front_matter_that_is_no_plain_mapping_stays_text(tmp_path: Path, front:
     found = document(read(path))
     assert found.metadata == "{}"
     assert found.text == path.read_text().strip()
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["12:30", "007", "0x1F", "1_000", "1.10", "1e3", "yes", "No", "on", "2024-01-15",
+     "2001-12-14T21:59:43Z", "190:20:30", "0o17", "true"],
+)  # fmt: skip
+def test_a_title_in_front_matter_is_the_text_that_is_written(tmp_path: Path, title: str):
+    (tmp_path / "a.md").write_text(f"---\ntitle: {title}\n---\nbody\n")
+    assert document(read(tmp_path)).title == title
+    (tmp_path / "a.md").write_text(f"---\nmeta:\n  title: {title}\n  x: y\n---\nbody\n")
+    found = document(read(tmp_path, fields=FieldNames(title="meta.title")))
+    assert (found.title, found.metadata) == (title, '{"meta":{"x":"y"}}')
+
+
+def test_front_matter_is_read_as_yaml_1_2_says(tmp_path: Path):
+    front = (
+        "time: 12:30\ncode: 007\nanswers: [yes, no, on, off, y, n]\nflag: true\nnone: ~\n"
+        "n: -5\nx: 1.5\nbig: 1_000\nhex: 0x1F\n"
+    )
+    (tmp_path / "a.md").write_text(f"---\n{front}---\nbody\n")
+    assert json.loads(document(read(tmp_path)).metadata) == {
+        "time": "12:30",
+        "code": "007",
+        "answers": ["yes", "no", "on", "off", "y", "n"],
+        "flag": True,
+        "none": None,
+        "n": -5,
+        "x": 1.5,
+        "big": "1_000",
+        "hex": "0x1F",
+    }
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_every_line_end_is_read_alike_in_markdown(tmp_path: Path, end: bytes):
+    write(tmp_path / "a.md", b"---", b"date: 2020-01-02", b"---", b"# Rules", b"Wait.", end=end)
+    write(tmp_path / "b.txt", b"fine", b"also", b"\xff", end=end)
+    found = read(tmp_path, fields=FieldNames(timestamp="date"))
+    first = document(found[:1])
+    assert (first.title, first.text) == ("Rules", "# Rules\nWait.")
+    assert first.timestamp == datetime(2020, 1, 2, tzinfo=UTC)
+    assert refusal(found[1:]).line == 3
 
 
 def test_the_modification_time_can_be_the_timestamp_of_text_and_markdown(tmp_path: Path):
