@@ -239,7 +239,7 @@ class Collection:
 
 def collections() -> dict[str, Collection]:
     """The project's collections by name, sorted; a warning tells of each that cannot be loaded."""
-    available, broken = _loaded()
+    available, broken = loaded()
     for sentence in broken:
         logging.getLogger(__name__).warning("Not loaded: %s", sentence)
     return available
@@ -252,7 +252,7 @@ def open(name: str | None = None) -> Collection:
         NotFoundError: there is no such collection, it cannot be loaded, or there are several and no
             name.
     """
-    available, broken = _loaded()
+    available, broken = loaded()
     known = f"Collections: {', '.join(available) or 'none'}."
     if broken:
         known += f" Not loaded: {' '.join(broken)}"
@@ -265,7 +265,8 @@ def open(name: str | None = None) -> Collection:
     return available[name]
 
 
-def _loaded() -> tuple[dict[str, Collection], list[str]]:
+def loaded() -> tuple[dict[str, Collection], list[str]]:
+    """The project's collections by name, sorted, and a sentence for each file that is broken."""
     from embedding_assets.project import load_collections
 
     found = load_collections()

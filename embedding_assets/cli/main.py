@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +21,15 @@ from embedding_assets.cli.terminal import (
     is_terminal,
     plain,
     print_rows,
+    warn,
 )
-from resources.errors import InvalidInputError, NotFoundError
+from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from embedding_assets.api import Collection
     from embedding_assets.operations.plan import Plan
     from resources.identity.embedding_space import EmbeddingSpace
+    from resources.vector_stores.base import VectorStore
 
 app = typer.Typer(
     help="Plan runs of this project's collections, search and evaluate them. "
@@ -53,51 +55,69 @@ def main() -> None:
 
 @app.command()
 def collections(as_json: AsJson = False) -> None:
-    """List the collections and their indexes, those of models no longer configured too."""
-    import embedding_assets as ea
+    """List the collections and their indexes, those that are no longer configured too."""
+    from embedding_assets.api import loaded
 
     with errors_for_people():
+        available, broken = loaded()
+        for sentence in broken:
+            warn(f"Not loaded: {sentence}")
+        store = _store(available)
         rows = []
-        for name, collection in ea.collections().items():
-            uses = _uses_of_spaces(collection)
-            store = collection.resources.store
-            for space in {*uses, *store.spaces(name)}:
-                rows.append(
-                    {
-                        "collection": name,
-                        "source": collection.settings.source.path,
-                        "model": space.model,
-                        "embedding_space": space.id,
-                        "chunks": store.count(name, space),
-                        "use": uses.get(space, "none"),
-                    }
-                )
+        for name in {*available, *store.collections()}:
+            collection = available.get(name)
+            # Of a table without a collection nobody knows, as long as one of them is not loaded.
+            uses, other = {}, "none" if collection or not broken else "unknown"
+            try:
+                uses = _uses_of_spaces(collection)
+            except EmbeddingAssetsError as error:
+                warn(f"The model of '{name}' is not known: {error}")
+                other = "unknown"
+            rows += [
+                {
+                    "collection": name,
+                    "source": collection.settings.source.path if collection else None,
+                    "model": space.model,
+                    "embedding_space": space.id,
+                    "chunks": store.count(name, space),
+                    "use": uses.get(space, other),
+                }
+                for space in {*uses, *store.spaces(name)}
+            ]
     rows.sort(key=lambda row: (row["collection"], row["use"], row["embedding_space"]))
     print_rows(rows, as_json, "Collections")
 
 
 @app.command()
 def drop_index(
-    collection: Annotated[str, typer.Argument(help="The collection.")],
+    collection: Annotated[
+        str, typer.Argument(help="The collection, as in `collections`; it may be there no more.")
+    ],
     space: Annotated[str, typer.Argument(help="The embedding space's id, as in `collections`.")],
 ) -> None:
-    """Remove the index of a model that the collection no longer uses; the cache stays."""
-    import embedding_assets as ea
+    """Remove an index of a model or a collection that is no longer configured; the cache stays."""
+    from embedding_assets.api import loaded
 
     with errors_for_people():
-        opened = ea.open(collection)
-        name, store = opened.name, opened.resources.store
-        found = next((there for there in store.spaces(name) if there.id == space), None)
+        available, broken = loaded()
+        store = _store(available)
+        found = next((there for there in store.spaces(collection) if there.id == space), None)
         if found is None:
             raise NotFoundError(
-                f"'{name}' has no index for the embedding space '{space}'; "
+                f"'{collection}' has no index for the embedding space '{space}'; "
                 "`embedding-assets collections` lists those that are there."
             )
-        if found in _uses_of_spaces(opened):
-            raise InvalidInputError(f"'{name}' uses {found.model} ({space}): it is in its YAML.")
-        chunks = store.count(name, found)
-        store.drop_table(name, found)
-    console.print(f"Removed {chunks:,} chunks of {plain(found.model)} from '{name}'.")
+        if collection not in available and broken:
+            raise InvalidInputError(
+                f"The index may be that of a collection that could not be loaded: {broken[0]}"
+            )
+        if found in _uses_of_spaces(available.get(collection)):
+            raise InvalidInputError(
+                f"'{collection}' uses {found.model} ({space}): it is in its YAML."
+            )
+        chunks = store.count(collection, found)
+        store.drop_table(collection, found)
+    console.print(plain(f"Removed {chunks:,} chunks of {found.model} from '{collection}'."))
 
 
 @app.command()
@@ -119,11 +139,9 @@ def search(
         hits = opened.search(text, k, exact=exact)
     if len(hits.spaces) > 1:
         models = " and ".join(space.model for space in hits.spaces)
-        typer.secho(
+        warn(
             f"Part of '{name}' is in the fallback's embedding space. Ranks of {models} were "
-            "fused; their scores cannot be compared.",
-            fg="yellow",
-            err=True,
+            "fused; their scores cannot be compared."
         )
     if as_json:
         print_rows([asdict(hit) for hit in hits], True)
@@ -304,7 +322,17 @@ def _progress_lines(as_json: bool) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _uses_of_spaces(collection: "Collection") -> "dict[EmbeddingSpace, str]":
+def _store(available: "Mapping[str, Collection]") -> "VectorStore":
+    """The one that all collections share, of which there may be none."""
+    from embedding_assets.collection.resources import shared_resources
+
+    for collection in available.values():
+        return collection.resources.store
+    return shared_resources()["vector_store"]
+
+
+def _uses_of_spaces(collection: "Collection | None") -> "dict[EmbeddingSpace, str]":
     """What each space that a collection's settings name is for."""
     uses = ("search", "fallback")
-    return {e.space: use for e, use in zip(collection.resources.embedders, uses, strict=False)}
+    embedders = collection.resources.embedders if collection else ()
+    return {e.space: use for e, use in zip(embedders, uses, strict=False)}

@@ -31,13 +31,18 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = ""
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(plain(str(value)) for value in row.values()))
+        table.add_row(*(plain("–" if value is None else str(value)) for value in row.values()))
     console.print(table)
 
 
 def plain(text: str) -> str:
     """Text from outside in one line: what would steer the terminal is shown as in Python."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def warn(text: str) -> None:
+    """A line beside the output, which stays as it is for machines."""
+    typer.secho(plain(text), fg="yellow", err=True)
 
 
 def is_terminal(as_json: bool) -> bool:

@@ -189,6 +189,10 @@ class VectorStore(dg.ConfigurableResource, ABC):
     def count(self, collection: str, space: EmbeddingSpace) -> int: ...
 
     @abstractmethod
+    def collections(self) -> list[str]:
+        """The collections that have a table, sorted: those too that nobody configures any more."""
+
+    @abstractmethod
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
         """The spaces for which the collection has a table, sorted by id."""
 

@@ -230,20 +230,29 @@ class LanceDBVectorStore(VectorStore):
         return 0 if table is None else table.count_rows(_PRESENT)
 
     @_in_empty_context
+    def collections(self) -> list[str]:
+        return sorted({collection for collection, _ in self._tables()})
+
+    @_in_empty_context
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
-        names: list[str] = []
-        page = self._database.list_tables()
-        while page.page_token:
-            names += page.tables
-            page = self._database.list_tables(page_token=page.page_token)
-        of_collection = re.compile(re.escape(collection) + "__[0-9a-f]{16}")
         return [
             EmbeddingSpace.from_json(
                 self._database.open_table(name).schema.metadata[_SPACE_METADATA].decode()
             )
-            for name in sorted([*names, *page.tables])
-            if of_collection.fullmatch(name)
+            for owner, name in sorted(self._tables())
+            if owner == collection
         ]
+
+    def _tables(self) -> Iterator[tuple[str, str]]:
+        """The collection and the name of each table."""
+        page = self._database.list_tables()
+        while True:
+            for name in page.tables:
+                if match := _TABLE_NAME.fullmatch(name):
+                    yield match[1], name
+            if not page.page_token:
+                return
+            page = self._database.list_tables(page_token=page.page_token)
 
     @_in_empty_context
     def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
@@ -319,6 +328,9 @@ def _indexed_rows(table: Any) -> tuple[int, int]:
     if statistics is None:
         return 0, 0
     return statistics.num_indexed_rows, statistics.num_unindexed_rows
+
+
+_TABLE_NAME = re.compile("(.+)__[0-9a-f]{16}")
 
 
 def _table_name(collection: str, space: EmbeddingSpace) -> str:

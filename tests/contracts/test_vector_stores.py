@@ -333,6 +333,18 @@ def test_the_spaces_of_a_collection_are_listed_and_their_tables_can_be_removed(s
     assert store.spaces(NAME) == others[:1]
 
 
+def test_collections_with_a_table_are_listed_whoever_made_them(store):
+    assert store.collections() == []
+    for collection in ("b", "a__b", "b", "a"):
+        store.create_table(collection, SPACE)
+        store.create_table(collection, OTHER)
+    assert store.collections() == ["a", "a__b", "b"]
+    store.drop_table("b", SPACE)
+    assert store.collections() == ["a", "a__b", "b"]
+    store.drop_table("b", OTHER)
+    assert store.collections() == ["a", "a__b"]
+
+
 def test_maintain_never_changes_rows(store):
     for first in range(0, 120, 10):
         store.replace(NAME, SPACE, reader(batch(ids(*range(first, first + 10)), f"p{first}")))
