@@ -1,8 +1,11 @@
 """One exchange with the server. The key is read here, and leaves only in the request."""
 
+import ipaddress
 import threading
+import urllib.request
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 
@@ -33,6 +36,20 @@ class OpenAIClient:
     def key(self) -> str | None:
         name = self.key_variable
         return (dg.EnvVar(name).get_value() or "").strip() or None if name else None
+
+    @cached_property
+    def proxy(self) -> str | None:
+        """Through which proxy the requests go, without user and password; None: directly.
+
+        Whoever names a proxy for all requests does not mean the servers of this machine.
+        """
+        parts = urlsplit(self._settings.base_url)
+        host = parts.hostname or ""
+        if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+            return None
+        proxies = urllib.request.getproxies()
+        named = proxies.get(parts.scheme) or proxies.get("all") or ""
+        return named.split("://")[-1].rpartition("@")[2].rstrip("/") or None
 
     def exchange(self, texts: list[str], form: Form, timeout: float) -> Reply | Failure:
         """The server's answer, or why there is none. The client's errors, which hold the key, end
@@ -89,7 +106,7 @@ class OpenAIClient:
     @cached_property
     def _made(self) -> Any:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError:
             raise MissingPackageError("provider: openai", "openai") from None
         settings, key, variable = self._settings, self.key, self.key_variable
@@ -102,9 +119,23 @@ class OpenAIClient:
             raise CredentialsError(
                 f"The environment variable {variable} holds characters that no key has."
             )
-        return OpenAI(
+        host = urlsplit(settings.base_url).hostname or ""
+        client = OpenAI(
             api_key=key or "none",
             base_url=settings.base_url,
             timeout=settings.timeout,
             max_retries=0,  # it would also retry what is hopeless, and outside of our limits
+            http_client=DefaultHttpxClient(trust_env=False) if _is_this_machine(host) else None,
         )
+        if not settings.is_openai:  # it reads OPENAI_ORG_ID and OPENAI_PROJECT_ID
+            client.organization = client.project = None
+        return client
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -74,6 +74,8 @@ RULES: Mapping[Cause, Rule] = {
     "time-out": Rule(EmbedderUnavailableError, 1, "ask harmless"),
 }
 
+_MAY_BE_THE_PROXY = ("address", "fault", "overload", "connection", "time-out")
+
 
 @dataclass(frozen=True)
 class Next:
@@ -175,18 +177,21 @@ class Patience:
             return self._verdict(self._blamed)
         return Next("again", self._blamed)
 
-    def error(self, step: Next, key_variable: str | None) -> EmbeddingError:
+    def error(self, step: Next, key_variable: str | None, proxy: str | None) -> EmbeddingError:
         """Says that no hope is left, why, and what to do.
 
         Args:
             step: the last one.
             key_variable: the environment variable that holds the key, where there is one.
+            proxy: through which the requests went.
         """
         failure, settings = step.failure, self._settings
         kind = RULES[failure.cause].error
         setting = "query_max_wait" if self.is_question else "max_wait"
         later = "Ask again" if self.is_question else "What is embedded is kept: run again"
-        advice = ""
+        reason, advice = failure.reason, ""
+        if proxy and failure.cause in _MAY_BE_THE_PROXY:
+            reason += f", through the proxy {proxy} that the environment names"
         if step.ended and (failure.seconds or 0.0) >= settings.retry_delay:
             advice = (
                 f". It asks to wait {step.delay:,.0f} s, longer than {setting} ({self.most:,.0f} "
@@ -204,7 +209,7 @@ class Patience:
             advice = ". Is base_url right? It has the path up to /embeddings, often /v1"
         elif kind is EmbedderUnavailableError and failure.cause != "quota":
             advice = f". {later} when the server is well"
-        return kind(f"{settings.base_url}: {failure.reason}{advice}.")
+        return kind(f"{settings.base_url}: {reason}{advice}.")
 
     def nobody_waits_longer(self) -> EmbeddingError:
         """It was given up before it was sent."""

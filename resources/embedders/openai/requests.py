@@ -185,7 +185,7 @@ class Requests:
         if step.action == "leave out":
             other = form.without(failure.parameter)
             if other is None:
-                raise patience.error(step, self._client.key_variable)
+                raise patience.error(step, self._client.key_variable, self._client.proxy)
             _log.info("%s; asking without it", failure.reason)
             form = other
         elif step.action == "shrink":
@@ -196,7 +196,7 @@ class Requests:
         elif step.action == "split":
             raise self._accused(step, texts)
         elif step.action == "stop":
-            raise patience.error(step, self._client.key_variable)
+            raise patience.error(step, self._client.key_variable, self._client.proxy)
         self._count(repeated=1)
         _log.warning("%s; next attempt in %.1f s", failure.reason, step.delay)
         if step.action == "pause":
