@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,6 @@ from embedding_assets.artifacts.keys import withheld_key, withheld_prefix
 from embedding_assets.artifacts.parquet import write_parquet
 from embedding_assets.artifacts.schemas import SOURCE_DIGEST, WITHHELD
 from resources.artifact_stores.base import ArtifactStore
-from resources.identity.content_hash import fingerprint
 
 _ACCEPTED = "accepted"
 
@@ -23,16 +23,14 @@ class Withheld:
     Attributes:
         partition: its key.
         documents: how many documents stay though the source does not have them.
-        accepted: whether somebody agreed, so that the next run removes them.
         source: the digest of what the source held then, as hex; see `SourceState`.
-        mark: differs if anything else does.
+        accepted: when somebody agreed, so that the next run removes them; "" if nobody did.
     """
 
     partition: str
     documents: int
-    accepted: bool
     source: str
-    mark: str
+    accepted: str
 
 
 def write_withheld(
@@ -42,12 +40,10 @@ def write_withheld(
     rows: Iterable[pa.RecordBatch],
     source: str,
     *,
-    accepted: bool = False,
+    accepted: str = "",
 ) -> None:
     """Replaces what is withheld of a partition by rows of `WITHHELD`."""
-    schema = WITHHELD.with_metadata(
-        {SOURCE_DIGEST: source, **({_ACCEPTED: "yes"} if accepted else {})}
-    )
+    schema = WITHHELD.with_metadata({SOURCE_DIGEST: source, _ACCEPTED: accepted})
     with artifacts.writing(withheld_key(collection, partition)) as path:
         write_parquet(path, schema, rows)
 
@@ -58,26 +54,43 @@ def withheld_deletions(artifacts: ArtifactStore, collection: str) -> list[Withhe
     for key in artifacts.list_keys(prefix, ".parquet"):
         partition = key.removeprefix(prefix).removesuffix(".parquet")
         with artifacts.reading(key) as path:
-            table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        accepted, source = _ACCEPTED.encode() in metadata, metadata[SOURCE_DIGEST.encode()].decode()
-        ids = "\n".join(sorted(table["document_id"].to_pylist()))
-        mark = fingerprint(f"{accepted} {source}\n{ids}", 8).hex()
-        found.append(Withheld(partition, len(table), accepted, source, mark))
+            footer = pq.read_metadata(path)
+        marks = footer.metadata or {}
+        source, accepted = (marks[name.encode()].decode() for name in (SOURCE_DIGEST, _ACCEPTED))
+        found.append(Withheld(partition, footer.num_rows, source, accepted))
     return found
+
+
+def withheld_ids(artifacts: ArtifactStore, collection: str, partition: str) -> set[str]:
+    """The ids of the documents whose deletion is withheld in a partition."""
+    with artifacts.reading(withheld_key(collection, partition)) as path:
+        return {*pq.read_table(path, columns=["document_id"])["document_id"].to_pylist()}
 
 
 def accept_deletions(artifacts: ArtifactStore, collection: str, withheld: Withheld) -> None:
     """Agrees to what is withheld of a partition, and to nothing else that may go later."""
     with artifacts.reading(withheld_key(collection, withheld.partition)) as path:
-        table = pq.read_table(path)
-    rows = table.to_batches()
-    write_withheld(artifacts, collection, withheld.partition, rows, withheld.source, accepted=True)
+        rows = pq.read_table(path).to_batches()
+    now = datetime.now(timezone.utc).isoformat()
+    write_withheld(artifacts, collection, withheld.partition, rows, withheld.source, accepted=now)
 
 
 def accepted_in(path: Path) -> bool:
     """Whether somebody agreed to the deletions of a file."""
-    return _ACCEPTED.encode() in (pq.read_schema(path).metadata or {})
+    return bool((pq.read_metadata(path).metadata or {})[_ACCEPTED.encode()])
+
+
+def told(withheld: Iterable[Withheld], collection: str) -> str:
+    """What a sensor says of deletions that nobody agreed to; "" if there are none."""
+    waiting = [one for one in withheld if not one.accepted]
+    if not waiting:
+        return ""
+    documents = sum(one.documents for one in waiting)
+    partitions = [one.partition for one in waiting]
+    return (
+        f"The deletion of {documents:,} documents of {as_range(partitions)} is withheld until the "
+        f"source changes or somebody agrees: {how_to_agree(collection, partitions)}."
+    )
 
 
 def how_to_agree(collection: str, partitions: Iterable[str]) -> str:

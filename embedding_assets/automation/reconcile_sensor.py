@@ -16,6 +16,13 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from pydantic import Field
 
 from embedding_assets.artifacts.keys import documents_key, embeddings_quarantine_key
+from embedding_assets.artifacts.withheld import (
+    Withheld,
+    accepting_job,
+    told,
+    withheld_deletions,
+    withheld_ids,
+)
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Inventory,
@@ -24,6 +31,7 @@ from embedding_assets.automation.inventory import (
 from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
 from embedding_assets.collection.collection import Collection, CollectionResources
 from embedding_assets.collection.partitions import partition_for
+from embedding_assets.documents.source_state import from_bytes
 from embedding_assets.documents.unchanged import ingested_digest
 from resources.identity.content_hash import fingerprint
 
@@ -149,6 +157,7 @@ class ReconcileTick:
     ) -> str:
         """What a tick says that requests nothing."""
         attempts = self.collection.settings.automation.reconcile_sensor.max_attempts
+        withheld = told(self._withheld().values(), self.collection.name)
         summary = [
             found,
             f"{len(differences.reasons) - len(hopeless):,} differ",
@@ -166,7 +175,7 @@ class ReconcileTick:
                 f"{homeless:,} documents without a time are in the index under partitions that no "
                 "longer exist: those still in the source move when their new partition runs"
             )
-        return "; ".join(summary) + "."
+        return " ".join(filter(None, ["; ".join(summary) + ".", withheld]))
 
     def _source_digests(self, seconds: float) -> tuple[Mapping[str, int], int]:
         """What the source holds of each partition, and the number of files not looked into yet."""
@@ -186,7 +195,7 @@ class ReconcileTick:
     def _compare(
         self, partitions: Sequence[str], expected: Mapping[str, int], differences: Differences
     ) -> None:
-        stored = self._stored(partitions)
+        stored, kept = self._stored(partitions), self._withheld()
         not_there: dict[str, set[tuple[str, bytes]]] = {}
         surplus: dict[str, set[tuple[str, bytes]]] = {}
         for partition in partitions:
@@ -200,11 +209,18 @@ class ReconcileTick:
             if held != now and EVERY_PARTITION not in expected:
                 differences.add(partition, "the source holds something else", now, held)
                 continue
+            if partition in kept and (why := _why_withheld_no_more(kept[partition], held)):
+                differences.add(partition, why, kept[partition])
+                continue
             documents, withheld = self._documents(partition)
             not_there[partition] = {d for d in documents - rows if d[0] not in withheld}
             surplus[partition] = rows - documents
         last = self._last_partitions({d for some in not_there.values() for d, _ in some})
         for partition, documents in not_there.items():
+            if partition in kept and (moved := self._moved(partition, documents, last)):
+                some = f"{len(moved):,} documents that it was to keep are in other partitions now"
+                differences.add(partition, some, moved)
+                continue
             missing = {d for d in documents if last.get(d[0], "") <= partition}
             if missing or surplus[partition]:
                 differences.add(
@@ -214,6 +230,17 @@ class ReconcileTick:
                     sorted(missing),
                     sorted(surplus[partition]),
                 )
+
+    def _withheld(self) -> dict[str, Withheld]:
+        found = withheld_deletions(self.resources.artifacts, self.collection.name)
+        return {one.partition: one for one in found}
+
+    def _moved(
+        self, partition: str, missing: set[tuple[str, bytes]], last: Mapping[str, str]
+    ) -> list[str]:
+        """Documents whose deletion is withheld in one partition, and that another has."""
+        ids = withheld_ids(self.resources.artifacts, self.collection.name, partition)
+        return sorted(id for id, _ in missing if id in ids and last.get(id, partition) != partition)
 
     def _stored(self, partitions: Sequence[str]) -> dict[str, set[tuple[str, bytes]]]:
         """Id and version of the documents in the index, by partition."""
@@ -335,6 +362,15 @@ class ReconcileTick:
 _MOST_COUNTS = 2_000
 
 
+def _why_withheld_no_more(withheld: Withheld, ingested: int) -> str | None:
+    """What a run would do about deletions that are withheld; None: nothing."""
+    if withheld.accepted:
+        return f"somebody agreed to the deletion of {withheld.documents:,} documents"
+    if from_bytes(bytes.fromhex(withheld.source)) != ingested:
+        return "a run was broken off before it forgot which deletions were withheld"
+    return None
+
+
 def _groups(partitions: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     for start in range(0, len(partitions), size):
         yield partitions[start : start + size]
@@ -345,8 +381,9 @@ def _unfinished_work(
 ) -> str | None:
     """A run or backfill of the collection that is under way: what it leaves is not known yet."""
     own = {collection.asset_key(asset) for asset in collection.ASSETS}
+    jobs = (job_name, accepting_job(collection.name))
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
-        if run.job_name == job_name or own & set(run.asset_selection or ()):
+        if run.job_name in jobs or own & set(run.asset_selection or ()):
             return f"run {run.run_id[:8]}"
     requested = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
     for backfill in instance.get_backfills(filters=requested):

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from embedding_assets.artifacts.quarantine import duplicate_winner
+from embedding_assets.artifacts.withheld import Withheld, told, withheld_deletions
 from embedding_assets.automation.inventory import (
     EVERY_PARTITION,
     Changes,
@@ -34,6 +36,9 @@ class SourceCursor(SensorCursor):
     listing: str = ""
     """Digest of the file list; empty if files are left to be looked into."""
     last_partition: str = ""
+    agreed: dict[str, str] = Field(default_factory=dict)
+    """When somebody agreed to the deletions that were withheld of a partition, as far as the runs
+    for it were requested."""
 
 
 def source_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
@@ -75,8 +80,12 @@ class SourceTick:
         known_partitions = self.collection.partitions.get_partition_keys()
         last_partition = known_partitions[-1] if known_partitions else ""
         digest = listing_digest(listing, settings)
-        if digest == cursor.listing and last_partition == cursor.last_partition:
-            return dg.SkipReason(f"All {len(listing):,} files are as they were.")
+        withheld = withheld_deletions(self.artifacts, self.collection.name)
+        agreed = {one.partition: one.accepted for one in withheld if one.accepted}
+        newly_agreed = {p for p, when in agreed.items() if cursor.agreed.get(p) != when}
+        same = digest == cursor.listing and last_partition == cursor.last_partition
+        if same and not newly_agreed:
+            return self._skip(f"All {len(listing):,} files are as they were.", withheld)
 
         before = self._key(cursor)
         inventory = Inventory.load(self.artifacts, before) or Inventory()
@@ -88,7 +97,7 @@ class SourceTick:
             settings.automation.source_sensor.seconds_per_tick,
         )
         is_known = set(known_partitions)
-        touched = self._touched(inventory, changes, known_partitions)
+        touched = self._touched(inventory, changes, known_partitions) | newly_agreed
         if last_partition != cursor.last_partition:
             # Documents of what was the future: they were refused when their file was read.
             begun = [p for p in known_partitions if p > cursor.last_partition]
@@ -110,14 +119,20 @@ class SourceTick:
             generation=cursor.generation + 1,
             listing="" if unfinished or inventory.has_unsure_files else digest,
             last_partition=last_partition,
+            agreed=agreed,
         )
         self._save(inventory, following, keep=before)
         requests = [run.request(following.name, totals) for run in runs]
         return dg.SensorResult(
             run_requests=requests or None,
-            skip_reason=None if requests else _why_nothing(changes, len(listing)),
+            skip_reason=None
+            if requests
+            else self._skip(_why_nothing(changes, len(listing)), withheld).skip_message,
             cursor=following.model_dump_json(),
         )
+
+    def _skip(self, reason: str, withheld: Sequence[Withheld]) -> dg.SkipReason:
+        return dg.SkipReason(" ".join(filter(None, [reason, told(withheld, self.collection.name)])))
 
     def _touched(
         self, inventory: Inventory, changes: Changes, known_partitions: Sequence[str]

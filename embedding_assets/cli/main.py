@@ -246,6 +246,8 @@ def plan(
     console.print(f"Nothing to do in {at_rest:,} of {len(found.partitions):,} partitions.")
     if found.unplaced:
         console.print(f"{found.unplaced:,} records would be refused and belong to no partition.")
+    if found.withheld:
+        console.print(plain(found.withheld))
     console.print(f"To embed: {found.texts:,} texts, {found.tokens:,} tokens{_costs(found)}.")
 
 
@@ -293,12 +295,13 @@ _PLANNED = {
     "added": "added",
     "changed": "changed",
     "deleted": "deleted",
+    "withheld": "deletions_withheld",
     "refused": "quarantined",
     "chunks": "chunks",
     "to embed": "cache_misses",
     "tokens": "tokens_to_embed",
 }
-_WORK = ("added", "changed", "deleted", "cache_misses")
+_WORK = ("added", "changed", "deleted", "deletions_withheld", "cache_misses")
 
 
 def _costs(found: "Plan") -> str:

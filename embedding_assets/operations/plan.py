@@ -35,6 +35,7 @@ class Plan:
         texts: distinct texts that would be embedded.
         tokens: theirs.
         dollars: what they would cost; 0 where nobody asks for money.
+        withheld: which deletions would be withheld, why, and how to agree; "" if none would.
         seconds: how long embedding would take at the median speed of the last runs; None if there
             was none.
     """
@@ -45,6 +46,7 @@ class Plan:
     tokens: int
     dollars: float
     seconds: float | None
+    withheld: str = ""
 
 
 def plan(
@@ -99,6 +101,7 @@ def plan(
         tokens,
         resources.embedder.price.dollars(tokens),
         tokens / median(speeds) if speeds else None,
+        ingested.withheld.sentence,
     )
 
 

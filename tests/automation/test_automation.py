@@ -332,6 +332,54 @@ def test_a_file_that_cannot_be_read_is_looked_into_again(automated: Automated) -
     assert automated.execute("source") == ["2024-01-04"]
 
 
+def test_deletions_that_are_withheld_are_requested_once_and_again_when_somebody_agrees(
+    automated: Automated,
+) -> None:
+    kept, lost = document("kept", 20), [document(f"d{i}", 1 + i % 2) for i in range(12)]
+    automated.write("a.jsonl", kept)
+    automated.write("export.jsonl", *lost)
+    assert automated.execute("source") == ["2024-01-20", "2024-01-01...2024-01-02"]
+
+    automated.write("export.jsonl")
+    assert automated.execute("source") == ["2024-01-01...2024-01-02"]
+    assert len(automated.titles()) == 13
+    for sensor in ("source", "reconcile", "source", "reconcile"):
+        assert automated.requested(sensor) == []
+        said = automated.look(sensor).skip_message
+        assert "The deletion of 12 documents of 2024-01-01...2024-01-02 is withheld until" in said
+        assert "`embedding-assets accept corpus --partition 2024-01-01...2024-01-02`" in said
+
+    automated.write("a.jsonl", document("kept", 20, "second"))  # another change is another run
+    assert automated.execute("source") == ["2024-01-20"]
+    assert automated.execute("source") == automated.execute("reconcile") == []
+
+    automated.pipeline.opened.accept_deletions("2024-01-02")
+    assert automated.requested("reconcile") == ["2024-01-02"]
+    assert automated.execute("source") == ["2024-01-02"]
+    assert len(automated.titles()) == 7
+    assert automated.requested("source") == automated.requested("reconcile") == []
+
+    automated.write("export.jsonl", *lost)
+    assert sorted(automated.execute("source")) == ["2024-01-01...2024-01-02"]
+    assert automated.titles() == {"kept": "second", **{d["id"]: "first" for d in lost}}
+    assert "withheld" not in automated.look("source").skip_message
+    assert automated.requested("reconcile") == []
+
+
+def test_an_agreement_is_requested_once_though_its_run_has_not_begun(automated: Automated) -> None:
+    automated.write("export.jsonl", *(document(f"d{i}", 1) for i in range(12)))
+    automated.write("other.jsonl", document("kept", 2))
+    automated.execute("source")
+    automated.write("export.jsonl")
+    automated.execute("source")
+    automated.pipeline.opened.accept_deletions("2024-01-01")
+    lost = automated.look("source", record=False).run_requests
+    assert [request.run_key for request in automated.look("source").run_requests] == [
+        request.run_key for request in lost
+    ]
+    assert automated.requested("source") == []
+
+
 def test_the_cursor_stays_small_and_two_inventories_are_kept(automated: Automated) -> None:
     for number in range(50):
         automated.write(f"{number}.jsonl", document(str(number), 1 + number % 28))
@@ -437,9 +485,10 @@ def test_of_an_id_in_files_of_two_periods_the_later_stays_in_the_index(
     assert automated.requested("reconcile") == []
 
 
-def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated) -> None:
+@pytest.mark.parametrize("name", ["corpus_update", "corpus_accept_deletions"])
+def test_the_comparison_waits_for_runs_of_the_collection(automated: Automated, name: str) -> None:
     automated.write("a.jsonl", document("a", 1))
-    job = automated.definitions.resolve_job_def("corpus_update")
+    job = automated.definitions.resolve_job_def(name)
     with instance_in_memory() as automated.instance:
         run = automated.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
         data = automated.look("reconcile")

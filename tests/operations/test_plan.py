@@ -135,6 +135,30 @@ def test_the_command_shows_what_there_is_to_do(loaded: Pipeline) -> None:
     assert "To embed: 0 texts, 0 tokens." in second.output
 
 
+def test_the_command_shows_what_would_be_withheld_and_what_somebody_agreed_to(
+    loaded: Pipeline, tmp_path: Path
+) -> None:
+    loaded.run()
+    write_jsonl(Path(loaded.source), FIRST[:4])
+    before = snapshot(tmp_path)
+    shown = " ".join(command().output.split())
+    assert "36 of the 40 known documents of corpus.jsonl are gone (90%)" in shown
+    assert "`embedding-assets accept corpus --partition bucket_0...bucket_3`" in shown
+    assert snapshot(tmp_path) == before
+    found = planned(loaded)
+    assert sum(n.get("deletions_withheld", 0) for n in found.partitions.values()) == 36
+
+    loaded.run(assets=["documents"])
+    assert loaded.opened.withheld() == {
+        p: n["deletions_withheld"] for p, n in found.partitions.items()
+    }
+    loaded.opened.accept_deletions(None)
+    agreed = planned(loaded)
+    assert sum(n["deleted"] for n in agreed.partitions.values()) == 36
+    assert agreed.withheld == ""
+    assert "withheld until" not in command().output
+
+
 @pytest.mark.usefixtures("loaded")
 def test_the_command_gives_json_and_takes_a_range() -> None:
     found = json.loads(command("--json", "--partition-range", "bucket_1...bucket_2").stdout)
