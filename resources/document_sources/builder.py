@@ -19,6 +19,7 @@ from resources.document_sources.base import (
     RefusedRecord,
     bounded,
 )
+from resources.document_sources.exact_numbers import ExactNumber
 from resources.document_sources.timestamps import in_utc, parse_timestamp
 from resources.identity.content_hash import canonical_text
 
@@ -48,6 +49,7 @@ _ID_FORMS: dict[type, Callable[[Any], str | None]] = {
     int: str,
     float: _whole_float,
     Decimal: _plain_decimal,
+    ExactNumber: lambda raw: str(raw) if raw.as_tuple().exponent == 0 else None,
     UUID: str,
     datetime: lambda raw: in_utc(raw).isoformat(),
     date: date.isoformat,
@@ -314,6 +316,8 @@ def metadata_json(fields: dict[str, Any]) -> str:
 def _to_json(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
+    if isinstance(value, ExactNumber):
+        return orjson.Fragment(str(value))
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, timedelta):

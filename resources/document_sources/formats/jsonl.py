@@ -1,6 +1,7 @@
 """JSON Lines: one object a line."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from resources.document_sources.base import (
     excerpt,
 )
 from resources.document_sources.builder import DocumentBuilder
+from resources.document_sources.exact_numbers import exact_float, exact_int
 from resources.document_sources.formats.lines import RECORD_SLACK_BYTES, lines, too_large
 
 
@@ -32,8 +34,8 @@ def read_jsonl(
                 begun = b""
             continue
         try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
+            record = _parse(line)
+        except (orjson.JSONDecodeError, RecursionError) as error:
             if line.strip():
                 yield _classify_line(line, str(error), builder, path, number)
             continue
@@ -42,6 +44,42 @@ def read_jsonl(
         else:
             detail = f"expected a JSON object, got {type(record).__name__}: {excerpt(line)}"
             yield Refusal(RefusalReason.malformed_line, None, path, number, bounded(detail))
+
+
+# Numbers that a double may not hold: orjson rounds them, or calls them infinite.
+_LONG_NUMBER = re.compile(rb"[0-9][0-9.]{16}|[0-9][eE][+-]?[0-9]{3}")
+
+
+def _parse(line: bytes) -> Any:
+    """As `orjson.loads`, with every number exact."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        if "infinity" not in str(error):
+            raise
+        try:
+            return _parse_exactly(line)
+        except ValueError:
+            raise error from None
+    if type(record) is dict and _holds_float(record) and _LONG_NUMBER.search(line):
+        return _parse_exactly(line)
+    return record
+
+
+def _parse_exactly(line: bytes) -> Any:
+    return json.loads(line, parse_int=exact_int, parse_float=exact_float, parse_constant=float)
+
+
+def _holds_float(record: dict[str, Any]) -> bool:
+    waiting: list[Any] = [record]  # no recursion: it may be nested a thousand levels deep
+    while waiting:
+        value = waiting.pop()
+        for inner in value.values() if type(value) is dict else value:
+            if type(inner) is float:
+                return True
+            if type(inner) in (dict, list):
+                waiting.append(inner)
+    return False
 
 
 def _classify_line(

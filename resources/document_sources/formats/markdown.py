@@ -13,6 +13,7 @@ from resources.document_sources.base import (
     SourceFile,
 )
 from resources.document_sources.builder import DocumentBuilder, metadata_json
+from resources.document_sources.exact_numbers import exact_float
 from resources.document_sources.formats.text import MODIFIED, stem, whole_document, whole_text
 from resources.document_sources.headings import find_headings
 
@@ -68,6 +69,7 @@ _SCALARS = {
 }
 for _kind, (_pattern, _begins) in _SCALARS.items():
     _FrontMatterLoader.add_implicit_resolver(_TAG + _kind, re.compile(rf"({_pattern})\Z"), _begins)
+_FrontMatterLoader.add_constructor(_TAG + "float", lambda _, node: exact_float(node.value))
 
 
 def _load(front_matter: str, as_written: str) -> Any:

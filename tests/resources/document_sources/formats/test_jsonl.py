@@ -78,6 +78,42 @@ def test_one_bad_line_never_stops_the_rest_and_keeps_the_line_numbers(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "-80241446968629135069",
+        "123456789012345678901234567890",
+        "18446744073709551615",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "0.1000000000000000055511151231257827",
+        "123456789.123456789123",
+        "1E+400",
+        "-1.5E-400",
+        "9007199254740993.0",
+        "0.1",
+        "-0.0",
+        "1.7976931348623157e+308",
+    ],
+)
+def test_numbers_stay_exact(tmp_path: Path, number: str):
+    record = f'{{"id": "a", "text": "x", "n": {{"deep": [{number}]}}, "half": 0.50}}'
+    found = document(read(write(tmp_path / "a.jsonl", record.encode())))
+    assert found.metadata == f'{{"half":0.5,"n":{{"deep":[{number}]}}}}'
+    front = f"---\nn: {{deep: [{number}]}}\n---\nx"
+    if "." in number and "400" not in number:
+        assert document(
+            read(write(tmp_path / "b.md", front.encode()).parent / "b.md")
+        ).metadata == (f'{{"n":{{"deep":[{number}]}}}}')
+
+
+def test_integers_beyond_64_bits_are_ids_and_floats_are_none(tmp_path: Path):
+    ids = "18446744073709551616", "-123456789012345678901234567890", "1.5", "1e400"
+    lines = [b'{"id": %s, "text": "x", "m": 0.5}' % each.encode() for each in ids]
+    found = read(write(tmp_path / "a.jsonl", *lines))
+    assert outcomes(found) == [ids[0], ids[1], "no_id", "no_id"]
+
+
 def test_a_refusal_names_the_document_where_its_id_is_known(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", b'{"id": "s", "text": "\\ud800"}', b'{"id": "e"}')
     assert [item.document_id for item in read(path) if isinstance(item, Refusal)] == ["s", "e"]
