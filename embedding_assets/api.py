@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +65,9 @@ class Collection:
         """Prefix of its asset keys, and name of its tables."""
         return self.settings.name
 
-    @cached_property
+    @property
     def partitions(self) -> tuple[str, ...]:
-        """The keys of all its partitions, in order."""
+        """The keys of all its partitions, in order; those by time grow while a handle is kept."""
         return tuple(partitions_definition(self.settings.partitions).get_partition_keys())
 
     def search(self, text: str, k: int = 5, *, exact: bool = False) -> Hits:
@@ -221,20 +220,21 @@ class Collection:
         return evaluate_index(index, Path(queries), Path(qrels), exact=exact)
 
     def _partitions(self, asked: Partitions) -> list[str]:
+        known = self.partitions
         if asked is None:
-            return list(self.partitions)
-        if isinstance(asked, str):
-            first, _, last = asked.partition("...")
-            return list(self.partitions[self._index_of(first) : self._index_of(last or first) + 1])
-        return [self.partitions[self._index_of(key)] for key in asked]
-
-    def _index_of(self, partition: str) -> int:
-        if partition not in self.partitions:
-            raise NotFoundError(
-                f"There is no partition '{partition}'; they run from {self.partitions[0]} to "
-                f"{self.partitions[-1]}."
-            )
-        return self.partitions.index(partition)
+            return list(known)
+        keys = asked.split("...", 1) if isinstance(asked, str) else list(asked)
+        position = {key: number for number, key in enumerate(known)}
+        for key in keys:
+            if key not in position:
+                there = f"they run from {known[0]} to {known[-1]}" if known else "there is none yet"
+                raise NotFoundError(f"There is no partition '{key}'; {there}.")
+        if not isinstance(asked, str):
+            return keys
+        first, last = position[keys[0]], position[keys[-1]]
+        if first > last:
+            raise InvalidInputError(f"'{asked}' ends before it begins: turn it round.")
+        return list(known[first : last + 1])
 
 
 def collections() -> dict[str, Collection]:

@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dagster._core.test_utils import freeze_time
 
 import embedding_assets as ea
 from embedding_assets.retrieval.hits import Hits
 from resources.embedders.local import LocalEmbedder
+from resources.errors import InvalidInputError, NotFoundError
 from resources.vector_stores.base import SearchHit
 from tests.support.pipeline import Pipeline, write_jsonl
 
@@ -116,6 +119,30 @@ def test_documents_are_streamed_with_their_partition(library: ea.Collection) -> 
         some = library.documents(asked).read_all().to_pylist()
         assert some == [one for one in everything if one["partition"] == BUCKETS[0]]
     assert library.documents("bucket_0...bucket_1").read_all().to_pylist() == everything
+
+
+def test_partitions_that_do_not_exist_are_refused_with_a_sentence(library: ea.Collection) -> None:
+    for asked in ("bucket_9", "bucket_0...", ["bucket_1", "bucket_9"]):
+        with pytest.raises(NotFoundError, match="they run from bucket_0 to bucket_1"):
+            library.documents(asked)
+    with pytest.raises(InvalidInputError, match="ends before it begins"):
+        library.documents("bucket_1...bucket_0")
+
+
+def test_a_handle_that_is_kept_knows_partitions_that_began_since(library: ea.Collection) -> None:
+    settings = ea.CollectionSettings.model_validate(
+        {
+            "name": "days",
+            "source": {"path": "x", "fields": {"timestamp": "created"}},
+            "partitions": {"by": "day", "start": "2024-01-01"},
+        }
+    )
+    kept = ea.Collection(settings, library.resources)
+    days = {day: datetime(2024, 1, day, tzinfo=timezone.utc) for day in (1, 2)}
+    with freeze_time(days[1]):
+        assert kept.partitions == ("2024-01-01",)
+    with freeze_time(days[2]):
+        assert kept.partitions == ("2024-01-01", "2024-01-02")
 
 
 def test_a_plan_counts_what_the_next_run_would_embed(
