@@ -101,15 +101,13 @@ def _run(command: list[str], project: Path) -> int:
 
 
 def _progress(line: str) -> Iterator[str]:
-    # time - dagster - LEVEL - job - run id [- process] - step - [event -] message
+    # time - dagster - LEVEL - job - run id - step - message
     fields = line.rstrip("\n").split(" - ")
     if len(fields) < 6:
         return
     level, step = fields[2], fields[5]
     if " INFO" in f" {level}" or "WARNING" in level:
         yield f"  {step.removeprefix(f'{_COLLECTION}__'):<20} {' - '.join(fields[6:])}"
-    elif "STEP_START" in line and len(fields) > 6:
-        yield f"  {fields[6].removeprefix(f'{_COLLECTION}__'):<20} started"
 
 
 def _newest_run(instance: dg.DagsterInstance) -> str | None:

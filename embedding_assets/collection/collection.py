@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import dagster as dg
 
-from embedding_assets.collection.partitions import partitions_definition
+from embedding_assets.collection.partitions import LONGEST_DAYS, partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
 from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
@@ -19,7 +19,6 @@ from resources.vector_stores.base import VectorStore
 _POOLS = {"embeddings": "embedding_device", "vector_index": "vector_store_writer"}
 """Assets of which only some may be at work at a time, in all runs together: limits in dagster.yaml.
 `embeddings` uses the device, and it alone writes to the cache."""
-_PERIOD_DAYS = {"day": 1, "week": 7, "month": 31, "year": 366}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Collection:
     @property
     def _freshness_policy(self) -> dg.FreshnessPolicy | None:
         """Watches for runs that do not come: a sensor that is switched off tells nobody."""
-        days = _PERIOD_DAYS.get(self.settings.partitions.by)
+        days = LONGEST_DAYS.get(self.settings.partitions.by)
         hours = self.settings.automation.freshness_hours or (days and 24 * days + 12)
         if hours is None:
             return None

@@ -9,6 +9,8 @@ from embedding_assets.collection.settings import PartitionSettings, period_start
 from resources.document_sources import Document
 from resources.identity.content_hash import fingerprint
 
+LONGEST_DAYS = {"day": 1, "week": 7, "month": 31, "year": 366}
+"""The longest that a period can be."""
 _FORMATS = {"day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m", "year": "%Y"}
 _SCHEDULES = {
     "day": "0 0 * * *",
@@ -77,8 +79,7 @@ def period_of_key(settings: PartitionSettings) -> Callable[[str], tuple[datetime
 
     def period(partition: str) -> tuple[datetime, datetime]:
         start = datetime.strptime(partition, _FORMATS[by]).replace(tzinfo=timezone.utc)
-        longest = {"day": 1, "week": 7, "month": 31, "year": 366}[by]
-        end = period_start((start + timedelta(days=longest)).date(), by)
+        end = period_start((start + timedelta(days=LONGEST_DAYS[by])).date(), by)
         return start, datetime(end.year, end.month, end.day, tzinfo=timezone.utc)
 
     return period

@@ -228,7 +228,8 @@ def evaluate(
         The means, and the figures of each query.
 
     Raises:
-        ValueError: No query has a relevant document, or a document is ranked twice.
+        InvalidInputError: No query has a relevant document.
+        ValueError: A document is ranked twice.
     """
     per_query = []
     for query_id, relevance in qrels.items():
@@ -292,9 +293,9 @@ def evaluate_index(
         exact: compare with every chunk, as `VectorStore.search` says.
 
     Raises:
-        InvalidInputError: a file is missing or malformed.
-        NotFoundError: the collection has no index yet.
+        InvalidInputError: a file is malformed.
+        NotFoundError: a file is missing, or the collection has no index yet.
     """
     judgements = load_qrels(qrels)
     texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
-    return evaluate(index.rank_documents(texts, exact=exact), judgements)
+    return evaluate(index.rank_documents(texts, CUTOFF, exact=exact), judgements)

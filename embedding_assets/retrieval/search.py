@@ -54,7 +54,7 @@ class IndexReader:
         return Hits((hits[chunk] for chunk in fused[:k]), [e.space for e in embedders])
 
     def rank_documents(
-        self, queries: Mapping[str, str], k: int = 10, *, exact: bool = False
+        self, queries: Mapping[str, str], k: int, *, exact: bool = False
     ) -> dict[str, list[str]]:
         """The ids of the k best documents for each query, by their best chunk."""
         rankings: dict[str, list[list[str]]] = {query: [] for query in queries}
