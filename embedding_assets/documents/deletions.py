@@ -25,10 +25,9 @@ from embedding_assets.artifacts.schemas import WITHHELD
 from embedding_assets.artifacts.scratch import Scratch
 from embedding_assets.artifacts.withheld import accepted_in, how_to_agree, write_withheld
 from embedding_assets.collection.settings import DeletionSettings
-from embedding_assets.documents.spool import KNOWN
+from embedding_assets.documents.spool import KNOWN, SOUND_RECORDS
 from embedding_assets.runs.check_results import EXAMPLES
 from resources.artifact_stores.base import ArtifactStore
-from resources.document_sources import RefusalReason
 
 _EARLIER = pa.schema(
     [
@@ -216,14 +215,14 @@ class DeletionGuard:
             """
             INSERT INTO scopes SELECT 'refused', file, refused, refused + coalesce(read, 0)
             FROM (SELECT file, count(*) AS refused FROM refusals
-                  WHERE reason <> $duplicate GROUP BY file)
+                  WHERE reason NOT IN (SELECT unnest($sound)) GROUP BY file)
             LEFT JOIN (SELECT file, count(*) AS read FROM (
                   SELECT file FROM records UNION ALL SELECT file FROM elsewhere) GROUP BY file)
               USING (file)
             JOIN (SELECT file, count(*) AS lost FROM gone GROUP BY file) USING (file)
             WHERE lost > 1 AND refused > $share * (refused + coalesce(read, 0))
             """,
-            duplicate=RefusalReason.duplicate_id.value,
+            sound=SOUND_RECORDS,
             share=settings.max_refused_share,
         )
         for scope, name in (("file", "file"), ("partition", "partition"), ("all", "''")):

@@ -31,6 +31,8 @@ _RECORDS = pa.schema(
 """What of a document is in a table; its `_BODY_COLUMNS` are kept apart, by position."""
 KNOWN = pa.schema([field for field in _RECORDS if field.name != "position"])
 """The same of a document of last time."""
+SOUND_RECORDS = [RefusalReason.duplicate_id.value, RefusalReason.outside_partitions.value]
+"""Reasons to refuse what was read well: they say nothing against a file."""
 _RANKED_COLUMNS = ("position", "id", "timestamp", "version", "file", "line")
 _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(QUARANTINE)[:-1]])
 
@@ -136,12 +138,13 @@ class Spool:
         rows = self._database.rows(
             """
             SELECT file, count(*) FILTER (refused) AS bad, count(*), any_value(detail)
-            FROM (SELECT file, true AS refused, detail FROM refusals WHERE reason <> $duplicate
+            FROM (SELECT file, true AS refused, detail FROM refusals
+                  WHERE reason NOT IN (SELECT unnest($sound))
                   UNION ALL SELECT file, false, NULL FROM records
                   UNION ALL SELECT file, false, NULL FROM elsewhere)
             GROUP BY file HAVING bad > 1 AND bad > $share * count(*) ORDER BY bad DESC, file
             """,
-            duplicate=RefusalReason.duplicate_id.value,
+            sound=SOUND_RECORDS,
             share=settings.max_refused_share,
         )
         return [RefusedFile(*row) for row in rows]
