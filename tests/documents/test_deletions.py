@@ -97,10 +97,6 @@ CASES = {
         _copied(f"{CSV}/before.csv", "a.csv"), _copied(f"{CSV}/after.csv", "a.csv"),
         58, "a.csv was not read to its end",
     ),
-    "line ends of CR": (
-        _copied(f"{RESAVED}/before.jsonl", "a.jsonl"), _copied(f"{RESAVED}/cr.jsonl", "a.jsonl"),
-        30, "of a.jsonl",
-    ),
     "a renamed field": (
         _copied(f"{RESAVED}/before.jsonl", "a.jsonl"),
         _copied(f"{RESAVED}/renamed-field.jsonl", "a.jsonl"),
