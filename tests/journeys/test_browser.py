@@ -129,8 +129,13 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     page: Any, picture: Callable[[str], None]
 ) -> None:
     """One test: to start the server takes longer than everything else."""
-    expect = playwright.expect
+    _build(page)
+    _judge(page)
+    _watch(page, picture)
 
+
+def _build(page: Any) -> None:
+    expect = playwright.expect
     # The graph renders.
     page.goto(_graph('key:"peps/*"'))
     for asset in (*STAGES, "report"):
@@ -158,7 +163,10 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     page.goto("/assets/peps/vector_index")
     _comes(page, "2002")
 
-    # Each check of the run is there, green, with its numbers.
+
+def _judge(page: Any) -> None:
+    """Each check of the run is there, green, with its numbers."""
+    expect = playwright.expect
     for asset, checks in CHECKS.items():
         page.goto(f"/assets/peps/{asset}?view=checks")
         expect(page.get_by_text(f"Checks ({len(checks)})")).to_be_visible()
@@ -167,6 +175,9 @@ def test_a_collection_is_built_watched_and_judged_from_dagsters_pages(
     expect(page.get_by_text("min_chunks_per_second").first).to_be_visible()
     expect(page.get_by_text("runs_compared").first).to_be_visible()
 
+
+def _watch(page: Any, picture: Callable[[str], None]) -> None:
+    expect = playwright.expect
     # Dagster plots the numbers of the partitions.
     page.goto("/assets/peps/embeddings")
     page.get_by_text("Plots", exact=True).click()

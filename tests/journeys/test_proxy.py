@@ -121,12 +121,9 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"{process.args} did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    assert NGINX
+def _configure_nginx(folder: Path, port: int, operators: int, viewers: int) -> Path:
+    """Writes the documented configuration for other ports; returns the certificate."""
     assert OPENSSL
-    folder = tmp_path_factory.mktemp("proxy")
-    port, operators, viewers = _free_ports(3)
     certificate, key = folder / "dagster.crt", folder / "dagster.key"
     subprocess.run(
         [OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
@@ -162,6 +159,15 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         "events { worker_connections 64; }\n"
         f"http {{ access_log off;\n{temporary}include {folder}/dagster.conf; }}\n"
     )
+    return certificate
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    assert NGINX
+    folder = tmp_path_factory.mktemp("proxy")
+    port, operators, viewers = _free_ports(3)
+    certificate = _configure_nginx(folder, port, operators, viewers)
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("DAGSTER")},
         "DAGSTER_HOME": str(dagster_home(folder / "home")),
