@@ -1,6 +1,7 @@
 """What every format of documents promises; a new format is one row of `FORMATS`."""
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -12,10 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resources.document_sources import Document, FileDocumentSource, Refusal, RefusalReason
+from resources.document_sources import (
+    Document,
+    FileDocumentSource,
+    FileFormat,
+    Refusal,
+    RefusalReason,
+)
+from resources.document_sources.formats.registry import BY_ENDING, format_of
 from resources.identity.content_hash import canonical_text
 from tests.support.data import HOSTILE
-from tests.support.documents import GOOD, outcomes, read, write
+from tests.support.documents import GOOD, document, outcomes, read, write
+from tests.support.instance import PROJECT
 
 
 def jsonl(texts: Sequence[str]) -> bytes:
@@ -55,11 +64,58 @@ def ending(request: pytest.FixtureRequest) -> str:
 
 
 def write_texts(folder: Path, texts: Sequence[str], ending: str) -> list[Path]:
-    whole = FORMATS[ending]
+    same_format = (each for each in FORMATS if format_of(f"a.{each}") is format_of(f"a.{ending}"))
+    whole = FORMATS[ending if ending in FORMATS else next(same_format)]
     contents = [text.encode() for text in texts] if whole is None else [whole(texts)]
     return [
         write(folder / f"{i:03}.{ending}", content, end=b"") for i, content in enumerate(contents)
     ]
+
+
+@pytest.mark.parametrize("any_ending", BY_ENDING)
+def test_a_file_is_read_by_its_ending_in_any_case(tmp_path: Path, any_ending: str):
+    [path] = write_texts(tmp_path, ["Hello."], any_ending.removeprefix("."))
+    path.rename(path.with_suffix(any_ending.upper()))
+    assert document(read(tmp_path)).text == "Hello."
+
+
+@pytest.mark.parametrize("file_format", FileFormat)
+def test_a_format_can_be_named_where_the_ending_tells_none(tmp_path: Path, file_format: FileFormat):
+    [path] = write_texts(tmp_path, ["Hello."], file_format.endings[0].removeprefix("."))
+    path.rename(path.with_suffix(".data"))
+    assert outcomes(read(tmp_path)) == ["unknown_format"]
+    assert document(read(tmp_path, format=file_format.value)).text == "Hello."
+
+
+@pytest.mark.parametrize("file_format", FileFormat)
+def test_gzip_is_read_where_the_format_allows_it(tmp_path: Path, file_format: FileFormat):
+    [path] = write_texts(tmp_path, ["Hello."], file_format.endings[0].removeprefix("."))
+    name = f"{path.name}.gz"
+    (tmp_path / name).write_bytes(gzip.compress(path.read_bytes()))
+    assert (format_of(name) is file_format) == file_format.may_be_gzipped
+    [found] = read(tmp_path / name)
+    if file_format.may_be_gzipped:
+        assert isinstance(found, Document)
+        assert found.text == "Hello."
+    else:
+        assert outcomes([found]) == ["unknown_format"]
+
+
+@pytest.mark.parametrize("file_format", FileFormat)
+def test_bytes_of_no_format_are_refused_with_the_file_and_stop_nothing(
+    tmp_path: Path, file_format: FileFormat
+):
+    [good] = write_texts(tmp_path, ["Hello."], file_format.endings[0].removeprefix("."))
+    bad = write(tmp_path / f"{good.stem}.a{good.suffix}", b"\xff\xfe\x00 of no format \xff")
+    found = {item.file: item for item in read(tmp_path)}
+    assert isinstance(found[bad.name], Refusal)
+    assert isinstance(found[good.name], Document)
+
+
+def test_the_readme_names_every_format():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in readme.splitlines() if line.startswith("| `source.format` |")]
+    assert [each for each in FileFormat if f"`{each.value}`" not in row] == []
 
 
 def test_every_naughty_string_is_read_unaltered_or_refused_as_empty(tmp_path: Path, ending: str):
