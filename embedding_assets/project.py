@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterError
 from dagster._utils.warnings import suppress_dagster_warnings
 from dagster.components.core.context import ComponentDeclLoadContext
 from dagster.components.core.decl import (
@@ -257,7 +256,7 @@ def _sentence(file: Path, error: BaseException) -> str:
         ).replace("`", "")
     elif isinstance(error, MarkedYAMLError) and error.problem_mark:
         said = f"line {error.problem_mark.line + 1}: {error.problem}"
-    elif isinstance(error, EmbeddingAssetsError | DagsterError):
+    elif isinstance(error, EmbeddingAssetsError | dg.DagsterError):
         said = str(error)
     else:
         said = f"{type(error).__name__}: {error}"

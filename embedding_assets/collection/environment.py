@@ -18,12 +18,10 @@ _PREFIX = "EMBEDDING_"
 _CHECKOUT = Path(__file__).parents[2]
 
 
-class Environment(BaseSettings):
+class Environment(BaseSettings, frozen=True):
     """All variables, each EMBEDDING_ and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore")
 
     project: Path = Field(
         description="Folder of the Dagster project: `defs`, data and models belong to it. By "

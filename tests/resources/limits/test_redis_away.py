@@ -17,8 +17,12 @@ PROJECT = Path(__file__).parents[3]
 NOBODY = "redis://u:planted@127.0.0.1:1/0?machines=4"
 
 
-def limiter_of(url: str, folder: Path, limits: Limits = NO_LIMITS, window: float = 60.0):
-    return rate_limiter_from_url(url, "id", folder, limits, window=window, lease=60)
+def limiter_of(
+    url: str, folder: Path, limits: Limits = NO_LIMITS, window: float = 60.0
+) -> RedisRateLimiter:
+    limiter = rate_limiter_from_url(url, "id", folder, limits, window=window, lease=60)
+    assert isinstance(limiter, RedisRateLimiter)
+    return limiter
 
 
 def would_wait(limiter: RedisRateLimiter) -> float:
