@@ -25,7 +25,7 @@ from embedding_assets.documents.source_state import (
 )
 from resources.artifact_stores.base import ArtifactStore
 from resources.document_sources import SourceFile
-from resources.document_sources.base import Period
+from resources.document_sources.base import LINKED_FOLDER, Period
 from resources.identity.content_hash import fingerprint
 
 READER_VERSION = 3
@@ -159,7 +159,7 @@ def _marks_of(documents: pq.FileMetaData) -> dict[str, str]:
 def _tells_changes(file: SourceFile, now: datetime) -> bool:
     """Whether any write to the file after `now` changes its signature."""
     if file.problem is not None:
-        return False
+        return file.problem == LINKED_FOLDER
     if file.status_changed is not None:
         return max(file.status_changed, file.modified or file.status_changed) < now - _CLOCK_TICK
     if file.etag is not None:

@@ -44,6 +44,8 @@ class RefusalReason(str, Enum):
     too_large = "too_large"
     broken_file = "broken_file"
     """The file cannot be read (any further): more of its records may exist than were seen."""
+    linked_folder = "linked_folder"
+    """A link to a folder: it is not followed, for it may lead in a circle."""
     unknown_format = "unknown_format"
     """The file's ending does not tell its format."""
     duplicate_id = "duplicate_id"
@@ -161,6 +163,8 @@ def excerpt(data: bytes) -> str:
     return data[:80].decode("utf-8", "backslashreplace")
 
 
+LINKED_FOLDER = "a link to a folder, which is not followed: name the folder in a source of its own"
+"""The problem of a file that is none, and will not be one either."""
 CTIME = "ctime "
 """Begins the etag of a file on a local disk: the time of its last status change follows."""
 Period = tuple[datetime, datetime]

@@ -1,6 +1,7 @@
 """Documents in files, on any storage."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import BinaryIO, cast
 
 import fsspec
@@ -15,7 +16,11 @@ from resources.document_sources.base import (
 )
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.dated_paths import period_of
-from resources.document_sources.formats.registry import format_of, read_file
+from resources.document_sources.formats.registry import (
+    format_of,
+    is_marker,
+    read_file,
+)
 from resources.document_sources.listing import find_files, open_storage
 from resources.document_sources.settings import FileSourceSettings
 
@@ -24,10 +29,10 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
     """Documents in files of the formats of `FileFormat`, on any fsspec storage."""
 
     def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
-        return find_files(self.path, periods)[1]
+        return self._find(periods)[1]
 
     def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
-        filesystem, files = find_files(self.path, periods)
+        filesystem, files = self._find(periods)
         return self._read_files(filesystem, files)
 
     def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
@@ -35,6 +40,11 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
 
     def period_of(self, file: str) -> Period | None:
         return period_of(self.path, file)
+
+    def _find(
+        self, periods: Sequence[Period] | None
+    ) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
+        return find_files(self.path, periods, partial(is_marker, given=self.format))
 
     def _read_files(
         self, filesystem: fsspec.AbstractFileSystem, files: list[SourceFile]
@@ -46,7 +56,7 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
 
         for file in files:
             file_format = self.format or format_of(file.path)
-            if file_format is not None:
+            if file_format is not None or file.problem is not None:
                 yield from read_file(file, file_format, open_file, builder, self.encoding)
             else:
                 yield Refusal(

@@ -1,6 +1,6 @@
 """Which files a source consists of: a file, a folder, a glob, or a path with dates in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -10,7 +10,13 @@ from dateutil.parser import isoparse
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from resources.document_sources.base import CTIME, Period, SourceFile, SourceNotFoundError
+from resources.document_sources.base import (
+    CTIME,
+    LINKED_FOLDER,
+    Period,
+    SourceFile,
+    SourceNotFoundError,
+)
 from resources.document_sources.dated_paths import PLACEHOLDERS, expand, fixed_folder, generalise
 from resources.document_sources.timestamps import in_utc
 from resources.errors import EmbeddingAssetsError, InvalidInputError
@@ -56,7 +62,9 @@ def open_storage(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def find_files(
-    path: str, periods: Sequence[Period] | None
+    path: str,
+    periods: Sequence[Period] | None,
+    is_marker: Callable[[str], bool],
 ) -> tuple[fsspec.AbstractFileSystem, list[SourceFile]]:
     """Lists the files of a source, sorted by path.
 
@@ -65,6 +73,8 @@ def find_files(
             placeholders %Y, %m, %d, %H. Hidden names, which begin with a dot, are left out.
         periods: only files whose placeholders name a time in one of these; None: all of them.
             Without placeholders all files are listed.
+        is_marker: says of a name below the folder whether its underscore marks a file that is no
+            data; it is left out, unless the path itself speaks of such names.
 
     Raises:
         SourceNotFoundError: there is no file at all, in contrast to none for the given periods: an
@@ -85,12 +95,14 @@ def find_files(
         patterns = list(dict.fromkeys(expand(pattern, periods)))
 
     is_glob = any(c in pattern for c in "*?[")
+    may_be_marked = "/_" not in pattern[len(root) :]
 
     def listed(pattern: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for location, info in _list(filesystem, pattern, folders=has_placeholders and not is_glob):
             name = location[len(root) :].lstrip("/") if location.startswith(root) else location
             is_named = exact and location == pattern
-            if is_named or not any(part.startswith(".") for part in name.split("/")):
+            is_hidden = any(part.startswith(".") for part in name.split("/"))
+            if is_named or not (is_hidden or (may_be_marked and is_marker(name))):
                 yield name, location, info
 
     found = {
@@ -135,7 +147,7 @@ def _source_file(
     # Opening a named pipe would wait for ever. Links to folders are not followed: they may loop.
     if info["type"] != "file" and not filesystem.isfile(location):
         if filesystem.isdir(location):
-            problem = "a link to a folder, which is not followed: name the folder in a source"
+            problem = LINKED_FOLDER
         else:
             problem = "not a regular file, or a link to nothing"
     if info.get("islink") and problem is None:

@@ -6,7 +6,14 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
-from resources.document_sources.base import Document, Refusal, RefusalReason, SourceFile, bounded
+from resources.document_sources.base import (
+    LINKED_FOLDER,
+    Document,
+    Refusal,
+    RefusalReason,
+    SourceFile,
+    bounded,
+)
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.csv import read_csv
 from resources.document_sources.formats.encodings import in_utf8
@@ -62,9 +69,22 @@ def format_of(path: str) -> FileFormat | None:
     return None if found is not None and gzipped and not found.may_be_gzipped else found
 
 
+def is_marker(path: str, given: FileFormat | None) -> bool:
+    """Whether Spark, Hive and DuckDB pass over a file: `_SUCCESS`, `_metadata`, `_temporary/…`.
+
+    Such names begin with an underscore and hold no `=`. With the ending of another format than
+    Parquet they are documents as well as any, such as `_index.md`.
+    """
+    parts = path.split("/")
+    if not any(part.startswith("_") and "=" not in part for part in parts):
+        return False
+    known = given if given is not None and "." in parts[-1] else format_of(path)
+    return known in (None, FileFormat.parquet)
+
+
 def read_file(
     file: SourceFile,
-    file_format: FileFormat,
+    file_format: FileFormat | None,
     open_file: Callable[[str], BinaryIO],
     builder: DocumentBuilder,
     encoding: str | None = None,
@@ -73,14 +93,17 @@ def read_file(
 
     Args:
         file: what to read.
-        file_format: how to read it.
+        file_format: how to read it; None only of a file that has a problem.
         open_file: opens a location for reading, in binary.
         builder: turns raw records into documents.
         encoding: of text formats, as `in_utf8` takes it.
     """
+    if file.problem is not None or file_format is None:
+        linked = file.problem == LINKED_FOLDER
+        reason = RefusalReason.linked_folder if linked else RefusalReason.broken_file
+        yield Refusal(reason, None, file.path, None, bounded(file.problem or "no known format"))
+        return
     try:
-        if file.problem is not None:
-            raise OSError(file.problem)
         with open_file(file.location) as stored:
             if file_format.may_be_gzipped and file.location.lower().endswith(_GZIP):
                 with _gunzip(stored) as stream:

@@ -106,7 +106,7 @@ def test_pipes_and_dead_links_are_refused_and_links_to_files_are_read(tmp_path: 
     target = write(tmp_path / "d.jsonl", GOOD)
     (tmp_path / "e.jsonl").symlink_to(target)
     found = read(tmp_path, format=FileFormat.jsonl)
-    assert outcomes(found) == ["broken_file", "broken_file", "broken_file", "good", "good"]
+    assert outcomes(found) == ["broken_file", "broken_file", "linked_folder", "good", "good"]
     assert [item.file for item in found] == ["a.jsonl", "b.jsonl", "c", "d.jsonl", "e.jsonl"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resources.document_sources import FileDocumentSource, Refusal
-from tests.support.documents import GOOD, UTC, outcomes, read, write
+from tests.support.documents import GOOD, UTC, outcomes, read, refusal, write, write_parquet
 
 
 def test_a_folder_is_read_recursively_in_the_order_of_paths(tmp_path: Path):
@@ -25,6 +25,51 @@ def test_a_file_of_unknown_format_is_seen(tmp_path: Path):
     found = read(tmp_path)
     assert outcomes(found) == ["unknown_format", "good"] + ["unknown_format"] * 4
     assert [item.line for item in found if isinstance(item, Refusal)] == [None] * 5
+
+
+SPARK = [
+    "_SUCCESS", "_metadata", "_common_metadata", "._SUCCESS.crc", "_committed_17", "_started_17",
+    "_temporary/0/part-0.parquet", "_delta_log/00000.json", "_delta_log/00010.checkpoint.parquet",
+    "_spark_metadata/0", "year=2020/_SUCCESS",
+]  # fmt: skip
+
+
+def test_what_spark_and_hive_write_beside_the_data_is_passed_over(tmp_path: Path):
+    columns = {"id": ["a"], "text": ["x"]}
+    for name in SPARK:
+        write(tmp_path / name, b"PAR1")
+    for name in ("part-0.parquet", "year=2020/part-1.parquet", "_year=2021/part-2.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_parquet(tmp_path / name, columns)
+    files = ["_year=2021/part-2.parquet", "part-0.parquet", "year=2020/part-1.parquet"]
+    assert [item.file for item in read(tmp_path)] == files
+    assert [item.file for item in read(tmp_path, format="parquet")] == files
+    assert [item.file for item in read(tmp_path / "**" / "*.parquet")] == files
+    assert [file.path for file in FileDocumentSource(path=str(tmp_path)).files()] == files
+
+
+def test_an_underscore_hides_no_document_of_another_format_and_none_that_is_asked_for(
+    tmp_path: Path,
+):
+    write(tmp_path / "_SUCCESS", b"")
+    write(tmp_path / "_posts" / "2020-01-02-a.md", b"x")
+    write(tmp_path / "_index.md", b"x")
+    write(tmp_path / "_notes.log", GOOD)
+    assert [item.file for item in read(tmp_path)] == ["_index.md", "_posts/2020-01-02-a.md"]
+    assert outcomes(read(tmp_path / "_notes.log", format="jsonl")) == ["good"]
+    assert outcomes(read(tmp_path / "_*.log", format="jsonl")) == ["good"]
+    assert outcomes(read(tmp_path / "_SUCCESS")) == ["unknown_format"]
+
+
+def test_a_link_to_a_folder_is_named_for_what_it_is_whatever_its_ending(tmp_path: Path):
+    write(tmp_path / "data" / "a.jsonl", GOOD)
+    for name in ("linked", "linked.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "gone")
+    found = read(tmp_path)
+    assert outcomes(found) == ["good", "linked_folder", "linked_folder", "broken_file"]
+    assert "name the folder in a source of its own" in refusal(found[1:2]).detail
+    assert "link to nothing" in refusal(found[3:]).detail
 
 
 def test_a_given_format_overrides_the_endings(tmp_path: Path):
