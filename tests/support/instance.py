@@ -29,5 +29,5 @@ def shipped_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
 def instance_in_memory() -> dg.DagsterInstance:
     """With all that ships (pools, limits, retries), but nothing on disk, which takes seconds."""
     settings = yaml.safe_load(_SHIPPED.read_text())
-    del settings["run_launcher"]  # nothing is launched from here
+    del settings["run_launcher"], settings["instance_class"]  # nothing is launched, or on disk
     return dg.DagsterInstance.ephemeral(settings=settings)

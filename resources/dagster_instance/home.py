@@ -1,0 +1,64 @@
+"""Dagster's SQLite files in DAGSTER_HOME, made by one process while the others wait.
+
+Dagster itself lets every process that opens a new home make its tables. Two at once both write them
+and the version of their schema; one of them ends with an error, and the home may stay unusable.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import yaml
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage, SqliteStorageConfig
+from dagster._serdes import ConfigurableClassData
+from filelock import FileLock
+
+
+class SharedHomeInstance(dg.DagsterInstance):
+    """Keeps its SQLite files in a `SharedSqliteStorage`, unless dagster.yaml names a `storage`.
+
+    An instance class, since only its defaults are told where the home is.
+    """
+
+    @classmethod
+    def config_schema(cls) -> Mapping[str, Any]:
+        return {}
+
+    @staticmethod
+    def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:
+        storage = SharedSqliteStorage
+        made = ConfigurableClassData(
+            storage.__module__, storage.__name__, yaml.safe_dump({"base_dir": base_dir})
+        )
+        return {**InstanceRef.config_defaults(base_dir), "storage": made}
+
+
+class SharedSqliteStorage(DagsterSqliteStorage):
+    """Dagster's own, opened by one process at a time.
+
+    What a process was killed over is made anew: nobody can have used it.
+    """
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        home = Path(base_dir)
+        databases = (home / "history/runs.db", home / "history/runs/index.db")
+        databases += (home / "schedules/schedules.db",)
+        unfinished = home / "history" / "unfinished"
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(unfinished.with_suffix(".lock")):
+            if unfinished.exists():
+                for database in databases:
+                    for file in database.parent.glob(f"{database.name}*"):
+                        file.unlink()
+            elif not any(database.exists() for database in databases):
+                unfinished.touch()
+            super().__init__(base_dir, inst_data)
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData, config_value: SqliteStorageConfig
+    ) -> "SharedSqliteStorage":
+        return cls.from_local(inst_data=inst_data, **config_value)
