@@ -24,7 +24,7 @@ from resources.identity.embedding_space import EmbeddingSpace
 # What is read at a time must fit into the memory limit, however long the vectors are.
 ROWS_PER_BATCH = 16_384
 _BYTES_PER_BATCH = 8 << 20
-_NOTHING_HELD = pa.table({"number": pa.array([], pa.int64()), "row_id": pa.array([], pa.int64())})
+_HELD = pa.schema([("number", pa.int64()), ("row_id", pa.int64())])
 
 
 def held_rows(
@@ -48,7 +48,7 @@ def held_rows(
             "USING (prefix)"
         ).to_arrow_table()
         if _has_table(database, space)
-        else _NOTHING_HELD
+        else _HELD.empty_table()
     )
     return held.append_column("content_hash", content_hashes.take(held["number"]))
 

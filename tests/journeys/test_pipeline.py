@@ -225,7 +225,7 @@ def test_another_model_gets_a_table_of_its_own_and_the_old_one_stays(tmp_path: P
     embedder = CountingEmbedder(model="another", dimension=16)
     new = _pipeline(tmp_path, _records(6), BUCKETS, embedder=embedder)
     # Vectors of the old space must not get into the new table.
-    with pytest.raises(ValueError, match=r"another embedding space.*Materialize 'corpus/embedd"):
+    with pytest.raises(dg.Failure, match=r"another embedding space.*Materialize 'corpus/embedd"):
         new.run(assets=["vector_index"])
     assert new.rows() == []
     assert all(checks(new.run()).values())
