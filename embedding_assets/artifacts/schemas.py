@@ -22,10 +22,12 @@ DOCUMENTS = pa.schema(
 """One row a document, sorted by id.
 
 Schema metadata `source`: `SourceState`'s digest, as hex; `files`: the mark of the files that were
-read, see `unchanged.listing_marks`, if it may be relied on.
+read, see `unchanged.listing_marks`, if it may be relied on; `yields`: how many documents of all
+partitions its larger files held, as JSON, "" for all files together.
 """
 SOURCE_DIGEST = "source"
 SOURCE_FILES = "files"
+SOURCE_YIELDS = "yields"
 
 QUARANTINE = pa.schema(
     [

@@ -15,17 +15,20 @@ the source held is written with it: nothing is requested again until the source 
 has agreed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key, withheld_key
-from embedding_assets.artifacts.schemas import WITHHELD
+from embedding_assets.artifacts.rows import to_arrow
+from embedding_assets.artifacts.schemas import SOURCE_YIELDS, WITHHELD
 from embedding_assets.artifacts.scratch import Scratch
 from embedding_assets.artifacts.withheld import accepted_in, how_to_agree, write_withheld
 from embedding_assets.collection.settings import DeletionSettings
-from embedding_assets.documents.spool import KNOWN, SOUND_RECORDS
+from embedding_assets.documents.spool import KNOWN, SOUND_RECORDS, YIELDS
 from embedding_assets.runs.check_results import EXAMPLES
 from resources.artifact_stores.base import ArtifactStore
 
@@ -49,6 +52,8 @@ _REASONS = {
     "all": "{part:,} of the {whole:,} known documents of these partitions are gone",
     "earlier": "{part:,} documents of {name} were withheld before and are still gone",
 }
+_MOST_FILES = 1_000
+"""Of so many files a partition remembers how much they held, the largest first."""
 _ENDS_WITH_ITS_CAUSE = ("unfinished", "refused")
 """Why a deletion is withheld; the first that applies is told. `part` of `whole` is what suggests
 it, `name` the file or partition."""
@@ -79,8 +84,9 @@ class DeletionGuard:
 
     Tables that it makes of the scratch database:
         known_documents: what the partitions of the run knew, without their texts.
+        yields_before: how many documents a file held when a partition was read last.
         earlier: the ids that were withheld before, and whether somebody agreed.
-        gone: known documents that the source no longer has.
+        gone: known documents that the source no longer has; `renamed` if it has what they say.
         scopes: files, partitions and the run as a whole that suggest a mistake.
         withheld: those of `gone` that stay, with `why`, a key of `_REASONS`.
 
@@ -121,6 +127,7 @@ class DeletionGuard:
             SELECT g.*, CASE
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'unfinished') THEN 'unfinished'
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'refused') THEN 'refused'
+                WHEN renamed THEN NULL
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'file') THEN 'file'
                 WHEN partition IN (SELECT name FROM scopes WHERE scope = 'partition')
                     THEN 'partition'
@@ -132,6 +139,28 @@ class DeletionGuard:
         )
         self._let_go_what_moved(elsewhere)
         return self._told()
+
+    def yields(self) -> Mapping[str, str]:
+        """What is to be remembered of the files of each partition, as `SOURCE_YIELDS`.
+
+        Files of so few documents that they may all go are left out.
+        """
+        rows = self.database.rows(
+            """
+            SELECT partition, name, documents
+            FROM (SELECT partition, file AS name FROM records
+                  UNION SELECT partition, '' FROM records) JOIN yields USING (name)
+            WHERE documents > $documents
+            QUALIFY row_number() OVER (PARTITION BY partition ORDER BY documents DESC, name)
+                <= $most
+            """,
+            documents=self.settings.max_documents,
+            most=_MOST_FILES,
+        )
+        found: dict[str, dict[str, int]] = {}
+        for partition, name, documents in rows:
+            found.setdefault(partition, {})[name] = documents
+        return {partition: orjson.dumps(files).decode() for partition, files in found.items()}
 
     def rows(self, partition: str) -> pa.RecordBatch:
         """What is withheld of a partition, as `WITHHELD`."""
@@ -153,8 +182,9 @@ class DeletionGuard:
             self.artifacts.remove(key)
 
     def _load(self, known: Sequence[str]) -> None:
-        """Fills `known_documents` and `earlier`."""
+        """Fills `known_documents`, `yields_before` and `earlier`."""
         self.database.create("known_documents", KNOWN)
+        self.database.create("yields_before", YIELDS)
         self.database.create("earlier", _EARLIER)
         columns = ", ".join(name for name in KNOWN.names if name != "partition")
         for partition in known:
@@ -165,6 +195,8 @@ class DeletionGuard:
                     partition=partition,
                     previous=str(previous),
                 )
+                before = to_arrow([*yields_of(pq.read_schema(previous).metadata)], YIELDS)
+                self.database.insert("yields_before", before)
             if not self.artifacts.exists(key := withheld_key(self.collection, partition)):
                 continue
             with self.artifacts.reading(key) as path:
@@ -185,7 +217,10 @@ class DeletionGuard:
         database.execute(
             """
             CREATE OR REPLACE TABLE gone AS
-            SELECT * FROM known_documents k
+            SELECT *,
+                   version IN (SELECT version FROM records UNION ALL SELECT version FROM elsewhere)
+                   AS renamed
+            FROM known_documents k
             WHERE NOT EXISTS (SELECT 1 FROM records r WHERE r.id = k.id)
               AND NOT EXISTS (SELECT 1 FROM elsewhere e WHERE e.id = k.id)
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY read_at DESC, partition DESC) = 1
@@ -220,21 +255,42 @@ class DeletionGuard:
                   SELECT file FROM records UNION ALL SELECT file FROM elsewhere) GROUP BY file)
               USING (file)
             JOIN (SELECT file, count(*) AS lost FROM gone GROUP BY file) USING (file)
-            WHERE lost > 1 AND refused > $share * (refused + coalesce(read, 0))
+            LEFT JOIN (SELECT name AS file, max(documents) AS before
+                  FROM yields_before GROUP BY name) USING (file)
+            WHERE greatest(lost, before) > 1 AND refused > $share * (refused + coalesce(read, 0))
             """,
             sound=SOUND_RECORDS,
             share=settings.max_refused_share,
         )
+        self._find_scopes_that_lose_much()
+
+    def _find_scopes_that_lose_much(self) -> None:
+        """Files, partitions, and the run as a whole.
+
+        A run over one partition of many sees little of a file: so what the whole file held when
+        the partition was read last is compared too.
+        """
         for scope, name in (("file", "file"), ("partition", "partition"), ("all", "''")):
-            database.execute(
+            self.database.execute(
                 f"""
-                INSERT INTO scopes SELECT '{scope}', {name} AS name, count(g.id), count(*)
-                FROM known_documents k LEFT JOIN gone g USING (partition, id, file)
-                GROUP BY name
-                HAVING count(g.id) > $documents AND count(g.id) > $share * count(*)
+                INSERT INTO scopes
+                SELECT '{scope}', name, if(many, gone, before - now), if(many, known, before)
+                FROM (
+                    SELECT {name} AS name, count(*) AS known, count(g.id) AS gone
+                    FROM known_documents k
+                    LEFT JOIN (FROM gone WHERE NOT renamed) g USING (partition, id, file)
+                    GROUP BY name
+                ) LEFT JOIN (
+                    SELECT b.name, max(b.documents) AS before,
+                           coalesce(any_value(y.documents), 0) AS now
+                    FROM yields_before b LEFT JOIN yields y USING (name)
+                    WHERE '{scope}' <> 'partition' GROUP BY b.name
+                ) USING (name), LATERAL (SELECT gone > $documents AS many)
+                WHERE gone > $share * known
+                  AND (many OR before - now > greatest($documents, $share * before))
                 """,
-                documents=settings.max_documents,
-                share=settings.max_share,
+                documents=self.settings.max_documents,
+                share=self.settings.max_share,
             )
 
     def _let_go_what_moved(self, elsewhere: Callable[[list[str]], Sequence[str]]) -> None:
@@ -294,3 +350,9 @@ class DeletionGuard:
             f"{'; '.join(told)}{more}. If the source is wrong, mend it and run again. If it is "
             f"right, agree: {how_to_agree(self.collection, partitions)}."
         )
+
+
+def yields_of(metadata: Mapping[bytes, bytes] | None) -> Iterator[tuple[str, int]]:
+    """How many documents each file held when these documents were read, as far as remembered."""
+    written = (metadata or {}).get(SOURCE_YIELDS.encode(), b"{}")
+    yield from orjson.loads(written).items()

@@ -63,8 +63,9 @@ class Ingest:
     def run(self) -> Ingested:
         """Returns the numbers of the whole run."""
         settings = self.collection.settings
+        listing = self.source.files(self._periods(self.partitions))
         marks = listing_marks(
-            self.source.files(self._periods(self.partitions)),
+            listing,
             self.partitions,
             self._state,
             settings,
@@ -81,7 +82,8 @@ class Ingest:
             )
         to_read = [partition for partition in self.partitions if partition not in unread]
         if to_read:
-            ingested = self._read(to_read, marks)
+            all_files = all(self._state.limited_to(file.path) is None for file in listing)
+            ingested = self._read(to_read, marks, all_files)
         else:
             self._forget_files_that_are_gone()
             ingested = Ingested()
@@ -90,17 +92,21 @@ class Ingest:
     def _periods(self, partitions: Sequence[str]) -> list[Period] | None:
         return periods(self.collection.partitions, partitions)
 
-    def _read(self, partitions: Sequence[str], marks: Mapping[str, str]) -> Ingested:
+    def _read(
+        self, partitions: Sequence[str], marks: Mapping[str, str], all_files: bool
+    ) -> Ingested:
         """Reads the source and replaces the documents of each of the partitions."""
         with scratch() as database, closing(Spool(database)) as spool:
             read = self._fill(spool, partitions)
             spool.refuse_duplicates()
+            spool.count_yields(all_files)
             broken_files = spool.broken_files()
             refused_files = spool.refused_files(self.collection.settings.deletions)
             keys = {p: documents_key(self._name, p) for p in partitions}
             known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
             guard = self._guard(database)
             withheld = guard.find([*known], broken_files, partial(self._others, partitions))
+            yields = guard.yields()
             spool.retain(self.artifacts, {p: known[p] for p in withheld.partitions})
             # First, and of each partition before its documents: they have the mark by which another
             # run knows that nothing is left to do.
@@ -116,7 +122,8 @@ class Ingest:
                 mark = None if broken or held else marks.get(partition)
                 if held:
                     guard.write(partition, self._state.hex(partition))
-                numbers = self._replace_documents(database, partition, rows, mark)
+                marked = origin(self._state.hex(partition), mark, yields.get(partition, "{}"))
+                numbers = self._replace_documents(database, partition, rows, marked)
                 if not held:
                     guard.forget(partition)
                 stored += numbers["documents"]
@@ -189,11 +196,11 @@ class Ingest:
         database: Scratch,
         partition: str,
         rows: Iterable[pa.RecordBatch],
-        listing_mark: str | None,
+        marked: Mapping[str, str],
     ) -> dict[str, int]:
         """Writes a partition's documents and counts how they differ from those before."""
         key = documents_key(self._name, partition)
-        schema = DOCUMENTS.with_metadata(origin(self._state.hex(partition), listing_mark))
+        schema = DOCUMENTS.with_metadata({**marked})
         with self.artifacts.writing(key) as path:
             documents = write_parquet(path, schema, rows)
             if not self.artifacts.exists(key):

@@ -29,6 +29,7 @@ _RECORDS = pa.schema(
     [pa.field("position", pa.int64()), pa.field("partition", pa.string()), *_SHORT_FIELDS]
 )
 """What of a document is in a table; its `_BODY_COLUMNS` are kept apart, by position."""
+YIELDS = pa.schema([("name", pa.string()), ("documents", pa.int64())])
 KNOWN = pa.schema([field for field in _RECORDS if field.name != "position"])
 """The same of a document of last time."""
 SOUND_RECORDS = [RefusalReason.duplicate_id.value, RefusalReason.outside_partitions.value]
@@ -122,6 +123,25 @@ class Spool:
             """,
             detail=DUPLICATE_DETAIL,
             reason=RefusalReason.duplicate_id.value,
+        )
+
+    def count_yields(self, all_files: bool) -> None:
+        """Makes the table `yields`: how many documents each file holds, of whatever partition.
+
+        Args:
+            all_files: whether all files of the source were read; then "" stands for their sum.
+        """
+        self._database.create("yields", YIELDS)
+        self._database.execute(
+            """
+            INSERT INTO yields
+            WITH held AS (
+                SELECT position, file FROM records UNION ALL SELECT position, file FROM elsewhere
+            )
+            SELECT coalesce(file, ''), count(*) FROM held ANTI JOIN losers USING (position)
+            GROUP BY GROUPING SETS ((file), ()) HAVING file IS NOT NULL OR $all_files
+            """,
+            all_files=all_files,
         )
 
     def broken_files(self) -> list[str]:

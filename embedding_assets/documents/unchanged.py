@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key, documents_quarantine_key
-from embedding_assets.artifacts.schemas import SOURCE_DIGEST, SOURCE_FILES
+from embedding_assets.artifacts.schemas import SOURCE_DIGEST, SOURCE_FILES, SOURCE_YIELDS
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.documents.numbers import partition_numbers
 from embedding_assets.documents.source_state import (
@@ -112,10 +112,10 @@ def listing_marks(
     return found
 
 
-def origin(digest: str, listing_mark: str | None) -> dict[str, str]:
+def origin(digest: str, listing_mark: str | None, yields: str) -> dict[str, str]:
     """The schema metadata that tells what a partition's documents were made of."""
     files = {} if listing_mark is None else {SOURCE_FILES: listing_mark}
-    return {SOURCE_DIGEST: digest, **files}
+    return {SOURCE_DIGEST: digest, SOURCE_YIELDS: yields, **files}
 
 
 def ingested_digest(artifacts: ArtifactStore, collection: str, partition: str) -> int | None:

@@ -169,3 +169,153 @@ def test_a_source_that_suddenly_holds_less_deletes_nothing_until_somebody_agrees
     assert _rows(pipeline) == _rows(fresh)
     assert checks(pipeline.run()) == expected
     assert pipeline.opened.withheld() == {}
+
+
+@pytest.mark.parametrize("write", [_export, _notes])
+def test_runs_over_one_partition_after_the_other_lose_nothing_either(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    """Each sees four documents go, and what all files held when it was read last."""
+    source, settings = tmp_path / "source", {"partitions": {"by": "bucket", "count": 16}}
+    write_jsonl(source / "other.jsonl", _records(900, 903))
+    write(source)
+    pipeline = Pipeline(tmp_path, str(source), settings=settings)
+    pipeline.run()
+    before = _rows(pipeline)
+    for path in source.iterdir():
+        if path.name not in ("other.jsonl", "note0.md"):
+            path.unlink()
+    for bucket in ("bucket_03", "bucket_04", "bucket_03"):
+        result = pipeline.run(bucket, assets=["documents"])
+        assert not _accounting(result).passed
+        assert numbers(result, "documents")["deleted"] == 0
+    assert pipeline.run(assets=["vector_index"]).success
+    assert _rows(pipeline) == before
+
+
+def test_of_a_source_with_dates_a_folder_that_is_gone_deletes_nothing(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    for year in (2024, 2025):
+        write_jsonl(
+            archive / f"{year}" / "a.jsonl",
+            _records(100 * (year - 2024), 100 * (year - 2024) + 30, year),
+        )
+    pipeline = Pipeline(tmp_path, f"{archive}/%Y/*.jsonl", settings=dict(YEARS))
+    pipeline.run()
+    whole = _rows(pipeline)
+    shutil.rmtree(archive / "2024")
+    result = pipeline.run("2024", "2025")
+    assert "30 of the 30 known documents of 2024/a.jsonl" in str(_accounting(result).description)
+    assert "--partition 2024`" in str(_accounting(result).description)
+    assert _rows(pipeline) == whole
+    result = pipeline.run("2024", config={"documents": {"accept_deletions": True}})
+    assert all(checks(result).values())
+    assert numbers(result, "documents")["deleted"] == 30
+    assert {row[1] for row in _rows(pipeline)} == {"2025"}
+    assert pipeline.opened.withheld() == {}
+
+
+def test_what_is_withheld_stays_so_however_much_is_added_and_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    write_jsonl(source / "a.jsonl", _records(0, 40))
+    pipeline = Pipeline(tmp_path, str(source), settings=dict(BUCKETS))
+    pipeline.run(assets=["documents"])
+    write_jsonl(source / "a.jsonl", [*_records(0, 10), *_records(100, 400)])
+    pipeline.run(assets=["documents"])
+    assert sum(pipeline.opened.withheld().values()) == 30
+
+    # Of 340 documents 30 are few; and of those that go now, more are not asked about.
+    write_jsonl(source / "a.jsonl", [*_records(5, 10), *_records(100, 400)])
+    result = pipeline.run(assets=["documents"])
+    assert numbers(result, "documents")["deleted"] == 5
+    assert "30 documents of a.jsonl were withheld before" in str(_accounting(result).description)
+
+    # Half of them come back; the agreement is to the others alone.
+    pipeline.opened.accept_deletions(None)
+    write_jsonl(source / "a.jsonl", [*_records(5, 25), *_records(300, 400)])
+    result = pipeline.run(assets=["documents"])
+    assert numbers(result, "documents")["deleted"] == 15
+    assert sum(pipeline.opened.withheld().values()) == 200
+    found = {document["id"] for document in pipeline.documents()}
+    assert found == {record["id"] for record in [*_records(5, 25), *_records(100, 400)]}
+
+
+def test_few_deletions_and_small_shares_need_no_agreement_and_settings_say_how_many(
+    tmp_path: Path,
+) -> None:
+    one_bucket = {"partitions": {"by": "bucket", "count": 1}}
+
+    def deleted(before: int, after: int, **deletions: float) -> int:
+        source, folder = tmp_path / "source", tmp_path / f"{before}-{after}-{len(deletions)}"
+        write_jsonl(source / "a.jsonl", _records(0, before))
+        pipeline = Pipeline(folder, str(source), settings={**one_bucket, "deletions": deletions})
+        pipeline.run(assets=["documents"])
+        write_jsonl(source / "a.jsonl", _records(0, after))
+        return numbers(pipeline.run(assets=["documents"]), "documents")["deleted"]
+
+    assert deleted(20, 10) == 10
+    assert deleted(20, 9) == 0
+    assert deleted(100, 70) == 30
+    assert deleted(100, 69) == 0
+    assert deleted(20, 0, max_share=1) == 20
+    assert deleted(20, 17, max_documents=2, max_share=0.1) == 0
+
+
+@pytest.mark.parametrize("path", ["{}", "{}/%Y*"])
+def test_documents_that_are_in_another_partition_now_are_not_gone(
+    tmp_path: Path, path: str
+) -> None:
+    archive, staying = tmp_path / "archive", _records(500, 503, 2024)
+    write_jsonl(archive / "2024.jsonl", [*staying, *_records(0, 30, 2024)])
+    write_jsonl(archive / "2025.jsonl", _records(900, 903, 2025))
+    pipeline = Pipeline(tmp_path, path.format(archive), settings=dict(YEARS))
+    pipeline.run("2024", "2025")
+    write_jsonl(archive / "2024.jsonl", staying)
+    write_jsonl(archive / "2025.jsonl", [*_records(900, 903, 2025), *_records(0, 30, 2025)])
+    for year in ("2024", "2025", "2024"):
+        result = pipeline.run(year)
+    assert all(checks(result).values())
+    assert pipeline.opened.withheld() == {}
+    fresh = Pipeline(tmp_path / "fresh", path.format(archive), settings=dict(YEARS))
+    fresh.run("2024", "2025")
+    assert _rows(pipeline) == _rows(fresh)
+
+
+def test_a_document_that_is_only_withheld_belongs_to_the_partition_that_has_it(
+    tmp_path: Path,
+) -> None:
+    """Also to an earlier one, which else would not own it."""
+    archive = tmp_path / "archive"
+    write_jsonl(archive / "2025.jsonl", _records(0, 30, 2025))
+    write_jsonl(archive / "2024.jsonl", _records(900, 903, 2024))
+    pipeline = Pipeline(tmp_path, f"{archive}/%Y.jsonl", settings=dict(YEARS))
+    pipeline.run("2024", "2025")
+    write_jsonl(archive / "2025.jsonl", [])
+    pipeline.run("2025")
+    assert pipeline.opened.withheld() == {"2025": 30}
+    write_jsonl(archive / "2024.jsonl", _records(0, 30, 2024))
+    pipeline.run("2024")
+    assert {row[1] for row in _rows(pipeline)} == {"2024"}
+    assert checks(pipeline.run("2025", assets=["vector_index"]))["completeness"]
+    assert {row[1] for row in _rows(pipeline)} == {"2024"}
+    assert all(checks(pipeline.run("2025")).values())
+    assert pipeline.opened.withheld() == {}
+    assert {row[1] for row in _rows(pipeline)} == {"2024"}
+
+
+def test_a_folder_of_notes_that_is_renamed_loses_nothing_and_needs_no_agreement(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    (source / "old").mkdir(parents=True)
+    _notes(source / "old")
+    pipeline = Pipeline(tmp_path, str(source), settings=dict(BUCKETS))
+    pipeline.run()
+    embedded = len(pipeline.embedder.texts)
+    (source / "old").rename(source / "new")
+    result = pipeline.run()
+    assert all(checks(result).values())
+    assert {row[0].partition("/")[0] for row in _rows(pipeline)} == {"new"}
+    assert len(pipeline.embedder.texts) == embedded
