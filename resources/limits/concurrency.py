@@ -17,8 +17,9 @@ class AdaptiveConcurrency:
         self._most = most
         self._limit = 1.0
         self._slow_start = True
-        self._in_flight = 0
         self._begun = 0
+        self._in_flight: set[int] = set()
+        self._crowded: set[int] = set()
         self._decreased_at = 0
         self._changed = threading.Condition()
 
@@ -34,17 +35,25 @@ class AdaptiveConcurrency:
             GivenUpError: its turn did not come within so many seconds.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._in_flight < int(self._limit), timeout):
+            if not self._changed.wait_for(lambda: len(self._in_flight) < self.limit, timeout):
                 raise GivenUpError
-            self._in_flight += 1
             self._begun += 1
             number = self._begun
+            self._in_flight.add(number)
+            if len(self._in_flight) > 1:
+                self._crowded |= self._in_flight
         try:
             yield number
         finally:
             with self._changed:
-                self._in_flight -= 1
+                self._in_flight.discard(number)
+                self._crowded.discard(number)
                 self._changed.notify_all()
+
+    def is_crowded(self, number: int) -> bool:
+        """Whether others were in flight while this request was, which still has its slot."""
+        with self._changed:
+            return number in self._crowded
 
     def succeeded(self) -> None:
         with self._changed:
@@ -59,3 +68,22 @@ class AdaptiveConcurrency:
                 self._limit = max(1.0, self._limit / 2)
                 self._slow_start = False
                 self._decreased_at = self._begun
+
+    def too_many(self, number: int) -> int:
+        """This request was late because of the others: henceforth at most half as many.
+
+        Returns:
+            How many that are.
+        """
+        with self._changed:
+            if number > self._decreased_at:
+                self._most = max(1, self.limit // 2)
+                self._limit = min(self._limit, self._most)
+                self._slow_start = False
+                self._decreased_at = self._begun
+            return self._most
+
+    def at_most(self, most: int) -> None:
+        """Sets the maximum, which `too_many` lowers."""
+        with self._changed:
+            self._most = most

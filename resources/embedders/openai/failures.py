@@ -145,7 +145,8 @@ _SIGNS: tuple[_Sign, ...] = (
 )
 
 _PARAMETERS = {
-    "encoding_format": r"encoding_format|\bbase64\b",
+    "encoding_format": r"encoding[_ ]?format|\bbase64\b|\bencoding\b.{0,40}\bfloats?\b|"
+    r"\bfloats?\b.{0,40}\bencoding\b",
     "dimensions": r"\bdimensions\b|matryoshka|output_dimension",
 }
 
@@ -218,7 +219,7 @@ def _text(detail: Mapping[str, Any], name: str) -> str:
 def _parameter(status: int, param: str, message: str) -> str | None:
     if status in _REFUSED and param in (*_PARAMETERS, "model", "user"):
         return param
-    if status in _REFUSED or "UnsupportedParam" in message:
+    if status in (*_REFUSED, 500, 501):
         for name, words in _PARAMETERS.items():
             if re.search(words, message):
                 return name

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 _log = logging.getLogger(__name__)
@@ -42,11 +42,13 @@ class Learned:
 
     Attributes:
         most_texts: that it takes in a request; None where no limit is known.
+        most_requests: that it answers in time when they are in flight together; None as above.
         form: that it takes.
         since: when it was learned, in seconds of the epoch.
     """
 
     most_texts: int | None = None
+    most_requests: int | None = None
     form: Form = field(default_factory=Form)
     since: float = 0.0
 
@@ -68,15 +70,21 @@ class Memory:
 
     def takes_no_more_than(self, texts: int) -> None:
         """A request of more texts is refused, or is not answered in time."""
-        known = self.known
-        if known.most_texts is None or texts < known.most_texts:
-            self._remember(replace(known, most_texts=max(1, texts)))
-            _log.warning("From now on at most %d texts are sent in a request", max(1, texts))
+        known = self.known.most_texts
+        if known is None or texts < known:
+            self._remember(most_texts=texts, most_requests=None)
+            _log.warning("From now on at most %d texts are sent in a request", texts)
+
+    def answers_no_more_than(self, requests: int) -> None:
+        """More requests at a time are not answered in time."""
+        if self.known.most_requests != requests:
+            self._remember(most_requests=requests)
+            _log.warning("From now on at most %d requests are sent at a time", requests)
 
     def takes(self, form: Form) -> None:
         """A request of this form was answered."""
         if form != self.known.form:
-            self._remember(replace(self.known, form=form))
+            self._remember(form=form)
 
     def _read(self) -> Learned:
         try:
@@ -88,10 +96,11 @@ class Memory:
             pass
         return Learned()
 
-    def _remember(self, learned: Learned) -> None:
-        learned = replace(learned, since=learned.since or time.time())
+    def _remember(self, **changes: Any) -> None:
         with self._lock:
-            self._known = learned
+            others = self._read()  # what another process has learned meanwhile
+            known = others if others.since else self._known or others
+            learned = self._known = replace(known, since=time.time(), **changes)
         beside = self._path.with_suffix(f".{uuid4().hex}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ class Patience:
         self._blamed: Failure | None = None
         self._began = time.monotonic()
         self._first_failure: float | None = None
-        self._well = False
+        self._well = self._crowded = False
         self.asks_harmless = False
         """Whether the next request is the harmless text."""
 
@@ -144,8 +144,13 @@ class Patience:
         began = self._began if self.is_question else self._first_failure
         return (began or time.monotonic()) + self.most
 
-    def after_failure(self, failure: Failure) -> Next:
-        """What to do about a failure of the texts, or of the harmless one."""
+    def after_failure(self, failure: Failure, *, crowded: bool = False) -> Next:
+        """What to do about a failure of the texts, or of the harmless one.
+
+        Args:
+            failure: what went wrong.
+            crowded: other requests were in flight at the same time.
+        """
         rule = RULES[failure.cause]
         self._failures += 1
         self._first_failure = self._first_failure or time.monotonic()
@@ -153,11 +158,13 @@ class Patience:
             transient = rule.then == "ask harmless" or rule.between == "pause"
             return self._later(failure, rule) if transient else Next("stop", failure)
         same = self._blamed is not None and self._blamed.cause == failure.cause
-        self._in_a_row = self._in_a_row + 1 if same else 1
-        if same and self._well:
-            return self._verdict(failure)
+        self._crowded = crowded and failure.cause == "time-out"
+        if not self._crowded:
+            self._in_a_row = self._in_a_row + 1 if same else 1
+            if same and self._well:
+                return self._verdict(failure)
         self._blamed, self._well = failure, False
-        if self._in_a_row < self._tries(rule):
+        if self._in_a_row < self._tries(rule) and not self._crowded:
             return self._later(failure, rule)
         if rule.then != "ask harmless":
             return Next(self._fitting(rule.then), failure)
@@ -172,10 +179,32 @@ class Patience:
         """What to do now that the harmless text was answered."""
         assert self._blamed is not None
         self.asks_harmless = False
+        if self._crowded:  # with fewer at a time it may be in time
+            return Next("again", self._blamed)
         self._well = True
         if self._blamed.cause == "time-out" and self._warm:  # once more would take as long
             return self._verdict(self._blamed)
         return Next("again", self._blamed)
+
+    def _verdict(self, failure: Failure) -> Next:
+        many = failure.cause == "time-out" and self._texts > 1
+        return Next("shrink" if many else "split", failure)
+
+    def _fitting(self, action: Action) -> Action:
+        if action == "shrink" and self._texts == 1:
+            return "split"
+        if action == "split" and self.is_question and self._texts > 1:
+            return "shrink"  # who asks cannot do without one of them
+        return action
+
+    def _tries(self, rule: Rule) -> int:
+        if self.is_question:
+            return rule.questions
+        if self._suspect:
+            return 1
+        # One text that takes long is not sent in parts.
+        alone = rule.then == "ask harmless" and self._texts == 1
+        return max(rule.documents, _TRIES_ALONE) if alone else rule.documents
 
     def error(self, step: Next, key_variable: str | None, proxy: str | None) -> EmbeddingError:
         """Says that no hope is left, why, and what to do.

@@ -39,10 +39,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What one request brought, which one it was, and what it cost."""
+    """What one request brought, which one it was, whether others were in flight, and its cost."""
 
     found: Vectors | Failure
     number: int
+    crowded: bool
     dollars: float
 
 
@@ -71,7 +72,11 @@ class Requests:
         self._settings = settings
         self._rate_limits = rate_limits
         self._client = OpenAIClient(settings)
-        self._concurrency = AdaptiveConcurrency(settings.max_concurrency)
+        asked = canonical_json([settings.base_url, settings.model, settings.dimensions])
+        name = hashlib.sha256(asked.encode()).hexdigest()[:24]
+        self._memory = Memory(rate_limits / f"{name}.server.json")
+        most = settings.max_concurrency
+        self._concurrency = AdaptiveConcurrency(min(most, self._memory.known.most_requests or most))
         self._budget = Budget(settings.max_dollars)
         self._lock = threading.Lock()
         self._sent = self._repeated = 0
@@ -137,6 +142,8 @@ class Requests:
         spent = 0.0
         try:
             while True:
+                if len(texts) > self.most_texts:  # as another request has shown meanwhile
+                    raise TooManyTextsError("Too many texts in a request", self.most_texts)
                 harmless = patience.asks_harmless
                 sent, most = (
                     ([HARMLESS_TEXT], len(HARMLESS_TEXT)) if harmless else (texts, estimate)
@@ -145,11 +152,13 @@ class Requests:
                 spent += attempt.dollars
                 found = attempt.found
                 if isinstance(found, Failure):
-                    step = patience.after_failure(self._seen(found, attempt.number))
+                    step = patience.after_failure(
+                        self._seen(found, attempt), crowded=attempt.crowded
+                    )
                 else:
-                    self._concurrency.succeeded()
                     self._answered = True
                     if not harmless:
+                        self._concurrency.succeeded()
                         self._memory.takes(form)
                         self._acquit(texts)
                         return found, spent
@@ -163,13 +172,17 @@ class Requests:
             error.dollars += spent
             raise
 
-    def _seen(self, failure: Failure, number: int) -> Failure:
+    def _seen(self, failure: Failure, attempt: _Attempt) -> Failure:
         """Slows down where the server is overloaded; a page is no wrong URL once it was right."""
         if failure.cause == "address" and self._answered:
             failure = replace(failure, cause="overload")
         rule = RULES[failure.cause]
-        if rule.then == "ask harmless" or rule.between == "pause":
-            self._concurrency.failed(number)
+        if failure.cause == "time-out":
+            if attempt.crowded:
+                most = self._concurrency.too_many(attempt.number)
+                self._memory.answers_no_more_than(most)
+        elif rule.then == "ask harmless" or rule.between == "pause":
+            self._concurrency.failed(attempt.number)
         return failure
 
     def _follow(
@@ -192,6 +205,7 @@ class Requests:
             most = failure.most_texts or max(1, len(texts) // 2)
             if failure.cause in ("batch", "time-out"):
                 self._memory.takes_no_more_than(most)
+                self._concurrency.at_most(self._settings.max_concurrency)
             raise TooManyTextsError(f"{self._settings.base_url}: {failure.reason}.", most)
         elif step.action == "split":
             raise self._accused(step, texts)
@@ -258,7 +272,7 @@ class Requests:
                         charged = found.tokens or estimate
                         found = Vectors(found.vectors, charged)
                     dollars = 0.0 if reply.status >= 400 else price.dollars(charged)
-                return _Attempt(found, number, dollars)
+                return _Attempt(found, number, self._concurrency.is_crowded(number), dollars)
             finally:
                 self._budget.settle(reserved, dollars)
                 if grant:
@@ -279,13 +293,6 @@ class Requests:
         with self._lock:
             self._sent += sent
             self._repeated += repeated
-
-    @cached_property
-    def _memory(self) -> Memory:
-        settings = self._settings
-        asked = canonical_json([settings.base_url, settings.model, settings.dimensions])
-        name = hashlib.sha256(asked.encode()).hexdigest()[:24]
-        return Memory(self._rate_limits / f"{name}.server.json")
 
     @cached_property
     def _price(self) -> Price:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedding_assets.embeddings.stream import embed_each
+from embedding_assets.embeddings.stream import embed_each, embed_stream
 from resources.embedders.base import HARMLESS_TEXT
 from resources.errors import (
     CredentialsError,
@@ -131,6 +131,27 @@ def test_a_request_that_is_not_answered_in_time_is_sent_in_parts_and_so_are_late
     assert len(another_run.batches(TEXTS[:32])) == 4
     another_run.embed(TEXTS[:32])
     assert sizes(server) == [8, 8, 8, 8]
+
+
+def test_a_server_that_does_one_after_the_other_gets_fewer_requests_at_a_time_not_smaller_ones(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
+    together = threading.Barrier(2)
+
+    def hangs(_: Request) -> Answer:
+        together.wait(30)
+        return Answer(after=30)
+
+    server.script = [server.embeddings, hangs, hangs]
+    ours = embedder(server, tmp_path, timeout=1.0, max_concurrency=2)
+    ours.embed(["first"])
+    halves = TEXTS[:8], TEXTS[8:16]
+    for embedded in embed_stream(ours, iter(halves), list):
+        assert_right(embedded.batch.vectors, list(embedded.item))
+    # Two at once, in vain; then each of them alone, after a harmless text.
+    assert sorted(map(str, sizes(server))) == ["1", "8", "8", "8", "8", "harmless", "harmless"]
+    known = embedder(server, tmp_path)._requests._memory.known
+    assert (known.most_requests, known.most_texts) == (1, None)
 
 
 def test_a_server_that_is_loading_its_model_is_asked_for_all_again(
@@ -333,7 +354,8 @@ def test_a_question_to_a_server_that_is_down_fails_soon_with_a_sentence(
     fault: str, server: OpenAIServer, tmp_path: Path
 ) -> None:
     server.always, requests = DOWN[fault]
-    ours = embedder(server, tmp_path, max_wait=900.0, timeout=60.0, query_max_wait=1.0)
+    most = 1.0 if fault == "no answer" else 30.0
+    ours = embedder(server, tmp_path, max_wait=900.0, timeout=60.0, query_max_wait=most)
     with pytest.raises(EmbedderUnavailableError, match="Ask again") as caught:
         ours.embed(["What is it?"], "query")
     assert server.url in str(caught.value)
