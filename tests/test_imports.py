@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).parents[1]
+from tests.support.checkout import PROJECT
+
 HEAVY: list[str] = re.findall(
     r'"(\w+)"',
     (PROJECT / "pyproject.toml").read_text().partition("level-imports = [")[2].partition("]")[0],

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
+from tests.support.checkout import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 PAGE = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CHANGES = re.findall(r"^\*\*(.+)\*\*\n\n((?:\|.*\n)+)", PAGE, re.M)
 

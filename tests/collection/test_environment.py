@@ -15,10 +15,10 @@ from embedding_assets.collection.environment import Environment, read_environmen
 from embedding_assets.collection.resources import shared_resources
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.identity.content_hash import HASH_BYTES
+from tests.support.checkout import PROJECT
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import write_jsonl
 
-_ROOT = Path(__file__).parents[2]
 _HASH = pa.array([b"0" * HASH_BYTES], pa.binary(HASH_BYTES))
 
 
@@ -52,7 +52,7 @@ def _run(project: Path, *command: str, **variables: str) -> str:
     done = subprocess.run(
         [str(Path(sys.executable).parent / command[0]), *command[1:]],
         cwd=project,
-        env=inherited | {"PYTHONPATH": f"{project}{os.pathsep}{_ROOT}"} | variables,
+        env=inherited | {"PYTHONPATH": f"{project}{os.pathsep}{PROJECT}"} | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -88,7 +88,7 @@ def test_data_belongs_to_the_project_that_is_named_or_around(
     monkeypatch.setenv("ARCHIVE", "")
     monkeypatch.setenv("EMBEDDING_DATA_DIR", "data")
     monkeypatch.delenv("EMBEDDING_PROJECT", raising=False)
-    assert read_environment().project == _ROOT
+    assert read_environment().project == PROJECT
     assert read_environment(project / "mine").data_dir == project / "data"
     monkeypatch.setenv("EMBEDDING_PROJECT", str(project))
     assert shared_resources()["artifact_store"].url == str(project / "data" / "artifacts")
@@ -110,9 +110,9 @@ def test_a_wrong_variable_is_named_and_no_secret_is_shown(monkeypatch: pytest.Mo
 def test_every_variable_of_the_code_is_declared_and_stands_in_the_documentation() -> None:
     declared = {f"EMBEDDING_{name.upper()}" for name in Environment.model_fields}
     folders = ("embedding_assets", "resources")
-    sources = [path.read_text() for folder in folders for path in (_ROOT / folder).rglob("*.py")]
+    sources = [path.read_text() for folder in folders for path in (PROJECT / folder).rglob("*.py")]
     assert set(re.findall(r'"(EMBEDDING_[A-Z_]+)"', "".join(sources))) <= declared
-    page = (_ROOT / "docs" / "operate.md").read_text()
+    page = (PROJECT / "docs" / "operate.md").read_text()
     assert {
         n for n in declared if n not in page and f"`{n.removeprefix('EMBEDDING')}`" not in page
     } == set()

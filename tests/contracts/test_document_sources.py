@@ -22,9 +22,9 @@ from resources.document_sources import (
 )
 from resources.document_sources.formats.registry import BY_ENDING, format_of
 from resources.identity.content_hash import canonical_text
+from tests.support.checkout import PROJECT
 from tests.support.data import HOSTILE
 from tests.support.documents import GOOD, document, outcomes, read, write
-from tests.support.instance import PROJECT
 
 
 def jsonl(texts: Sequence[str]) -> bytes:

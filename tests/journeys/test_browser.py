@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from tests.journeys.test_user_journey import _NOT_COPIED, PROJECT
+from tests.support.checkout import copy_checkout
 
 playwright = pytest.importorskip("playwright.sync_api", reason="`pip install playwright`")
 
@@ -47,13 +47,10 @@ WAIT_SECONDS = 240
 @pytest.fixture
 def ui(tmp_path: Path, model_cache: Path) -> Iterator[str]:
     """The URL of `dg dev` over the sample collection, with nothing materialised yet."""
-    project = tmp_path / "project"
-    shutil.copytree(PROJECT, project, ignore=_NOT_COPIED)
+    project = copy_checkout(tmp_path / "project", model_cache)
     settings = project / "embedding_assets" / "defs" / "peps" / "defs.yaml"
     # Its threshold is for all partitions; here are two.
     settings.write_text(re.sub(r"\n  evaluation: .*", "", settings.read_text()))
-    (project / "data").mkdir()
-    (project / "data" / "models").symlink_to(model_cache)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

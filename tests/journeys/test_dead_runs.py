@@ -21,7 +21,8 @@ import pytest
 
 from resources.dagster_instance.dead_runs import working_on
 from resources.dagster_instance.executor import one_process_executor
-from tests.support.instance import PROJECT, dagster_home, shipped_instance
+from tests.support.checkout import PROJECT
+from tests.support.instance import dagster_home, shipped_instance
 
 POOL = "embedding_device"
 PROCESSES = multiprocessing.get_context("spawn")

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.checkout import PROJECT
 from tests.support.instance import dagster_home
 
-CONFIGURATION = Path(__file__).parents[2] / "docs" / "nginx.conf"
+CONFIGURATION = PROJECT / "docs" / "nginx.conf"
 HOST = "dagster.example.com"
 SBIN = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/usr/local/sbin"
 NGINX, OPENSSL = shutil.which("nginx", path=SBIN), shutil.which("openssl")

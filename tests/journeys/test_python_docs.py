@@ -9,10 +9,9 @@ import dagster as dg
 import pytest
 
 from embedding_assets.definitions import defs
+from tests.support.checkout import PROJECT
 
 pytest.importorskip("pandas")
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def _sample_of_two_years(  # pyright: ignore[reportUnusedFunction]
     data = tmp_path_factory.mktemp("data")
     (data / "models").symlink_to(model_cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PROJECT)
         patch.setenv("EMBEDDING_DATA_DIR", str(data))
         patch.delenv("EMBEDDING_PROJECT", raising=False)
         patch.delenv("DAGSTER_HOME", raising=False)
@@ -52,7 +51,7 @@ def _run(examples: list[str]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("_sample_of_two_years")
 def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "python.md").read_text()
+    page = (PROJECT / "docs" / "python.md").read_text()
     names = _run(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     assert names["hits"][0].document_id == "pep-0604"
     assert names["everything"].num_rows == 8
@@ -62,7 +61,7 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.usefixtures("_sample_of_two_years")
 def test_the_cells_of_the_notebook_run() -> None:
-    notebook = json.loads((ROOT / "docs" / "first_look.ipynb").read_text())
+    notebook = json.loads((PROJECT / "docs" / "first_look.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in code), "clear the outputs before you commit"
     names = _run(["".join(cell["source"]) for cell in code])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from embedding_assets.cli.main import app
-
-PROJECT = Path(__file__).parents[2]
-_NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "data", "__pycache__", "*.egg-info", ".*_cache", "history", "storage", "logs"
-)
+from tests.support.checkout import copy_checkout
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
-    copy = tmp_path_factory.mktemp("checkout") / "project"
-    shutil.copytree(PROJECT, copy, ignore=_NOT_COPIED)
+    copy = copy_checkout(tmp_path_factory.mktemp("checkout") / "project", model_cache)
     (copy / ".venv").symlink_to(sys.prefix)
-    (copy / "data").mkdir()
-    (copy / "data" / "models").symlink_to(model_cache)
     return copy
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import PROJECT
+
 PACKAGED = ("embedding_assets", "resources", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
 PYPROJECT = """\
 [project]
@@ -47,8 +48,8 @@ DOCUMENTS = [
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkout = tmp_path_factory.mktemp("checkout")
     for name in PACKAGED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, checkout / name)
+        copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+        copy(PROJECT / name, checkout / name)
     _check(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."],
         checkout,
@@ -74,7 +75,7 @@ class NewProject:
         (package / "definitions.py").write_text(DEFINITIONS)
         self._home = folder / ".dagster_home"
         self._home.mkdir()
-        shutil.copy(ROOT / "dagster_home" / "dagster.yaml", self._home)
+        shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", self._home)
         self._venv = folder / ".venv"
         self._make_environment(wheel, package.parent)
 
@@ -135,9 +136,9 @@ def test_the_wheel_holds_both_packages_and_nothing_of_the_checkout(wheel: Path) 
     for needed in ("embedding_assets/py.typed", "resources/py.typed"):
         assert needed in names
     packaged = [
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(PROJECT).as_posix()
         for folder in ("embedding_assets", "resources")
-        for path in (ROOT / folder).rglob("*")
+        for path in (PROJECT / folder).rglob("*")
         if path.is_file() and "defs" not in path.parts and "__pycache__" not in path.parts
     ]
     assert sorted(set(packaged) - set(names)) == []

@@ -15,6 +15,7 @@ from resources.caches.redis import RedisEmbeddingCache
 from resources.errors import InvalidInputError
 from resources.vector_stores.from_url import vector_store_from_url
 from resources.vector_stores.lancedb import LanceDBVectorStore
+from tests.support.checkout import PROJECT
 
 DOORS: list[Callable[[str], Any]] = [
     cache_from_url,
@@ -86,13 +87,13 @@ def test_a_time_to_live_may_have_a_unit() -> None:
 def test_the_environment_says_where_each_store_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("EMBEDDING_PROJECT", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("EMBEDDING_PROJECT", str(PROJECT))
     monkeypatch.setenv("EMBEDDING_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("EMBEDDING_ARTIFACTS", "s3://bucket/artifacts")
     monkeypatch.setenv("EMBEDDING_VECTORS", "elsewhere/vectors")
     made = shared_resources()
     assert made["artifact_store"].url == "s3://bucket/artifacts"
-    assert made["vector_store"].uri == str(Path(__file__).parents[2] / "elsewhere" / "vectors")
+    assert made["vector_store"].uri == str(PROJECT / "elsewhere" / "vectors")
     assert made["embedding_cache"].path == str(tmp_path / "cache.duckdb")
     monkeypatch.setenv("EMBEDDING_CACHE", "localhost:6379")
     with pytest.raises(InvalidInputError, match="redis://"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from tests.support.dagster_server import PROJECT
+from tests.support.checkout import PROJECT
 from tests.support.pipeline import Pipeline, write_jsonl
 
 

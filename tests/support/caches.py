@@ -21,7 +21,6 @@ from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import fake_vector
 from tests.support.redis_server import RedisServer
 
-PROJECT = Path(__file__).parents[2]
 SPACE = EmbeddingSpace("fake", "a", "", 16, 256, True)
 SAME_DIMENSION = dataclasses.replace(SPACE, model="b")
 OTHER_DIMENSION = dataclasses.replace(SPACE, model="c", dimension=8)

@@ -17,7 +17,8 @@ from typing import Any
 import dagster as dg
 import psutil
 
-from tests.support.instance import PROJECT, shipped_instance
+from tests.support.checkout import PROJECT
+from tests.support.instance import shipped_instance
 
 _LAUNCH = """
 mutation ($params: LaunchBackfillParams!) {

@@ -8,7 +8,8 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-PROJECT = Path(__file__).parents[2]
+from tests.support.checkout import PROJECT
+
 _SHIPPED = PROJECT / "dagster_home" / "dagster.yaml"
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from resources.limits.base import VARIABLE, Limits
+from tests.support.checkout import PROJECT
 
 _PROCESS = """
 import os, random, socket, sys, time
@@ -79,7 +80,7 @@ def run_processes(
     Returns:
         For each request that reached the server its time, in seconds, and its tokens.
     """
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT)}
     variables.pop(VARIABLE, None)
     with _Counter(processes) as server, ExitStack() as stack:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

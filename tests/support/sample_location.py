@@ -6,7 +6,7 @@ from embedding_assets.collection.resources import shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.dagster_instance.executor import one_process_executor
-from tests.support.instance import PROJECT
+from tests.support.checkout import PROJECT
 
 settings = CollectionSettings.model_validate(
     {

@@ -4,12 +4,10 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from resources.artifact_stores.files import FileArtifactStore
 from tests.support.artifacts import KEY, everything, read, write
-
-PROJECT = Path(__file__).parents[3]
+from tests.support.checkout import PROJECT
 
 KILLED = """
 import os, signal, sys

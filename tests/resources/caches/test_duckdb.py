@@ -19,7 +19,8 @@ from filelock import FileLock
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.caches.duckdb_file import CacheLockedError
 from resources.caches.vectors import decode_vectors, encode_vectors
-from tests.support.caches import PROJECT, SPACE, entries, found, hashes, held, put, vectors
+from tests.support.caches import SPACE, entries, found, hashes, held, put, vectors
+from tests.support.checkout import PROJECT
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from resources.document_sources import (
     RefusalReason,
 )
 from resources.document_sources.listing import UnlistableFolderError
+from tests.support.checkout import PROJECT
 from tests.support.data import PEPS
 from tests.support.documents import GOOD, outcomes, read, write, write_parquet
 
@@ -148,8 +149,7 @@ def test_reading_every_format_does_not_import_pandas(tmp_path: Path):
         "assert all(isinstance(item, Document) for item in source.read())\n"
         "assert not {'pandas', 'torch', 'lancedb', 'openvino'} & set(sys.modules)\n"
     )
-    root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT, check=True)
 
 
 def test_the_peps_of_three_days_are_read_and_the_undated_refused():

@@ -28,6 +28,7 @@ from resources.embedders.local_model.token_batches import (
 )
 from resources.embedders.local_model.torch_model import TorchModel
 from resources.errors import EmbeddingError, ModelError, TextError
+from tests.support.checkout import PROJECT
 from tests.support.data import XQUAD, json_lines, snapshot
 from tests.support.models import (
     LAYOUTS,
@@ -39,8 +40,6 @@ from tests.support.models import (
     save_model,
     save_transformer,
 )
-
-PROJECT = Path(__file__).parents[3]
 
 
 def run_python(program: str, *arguments: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import pytest
 from resources.limits.base import NO_LIMITS, GivenUpError, Limits, ReportedLimits
 from resources.limits.from_url import rate_limiter_from_url
 from resources.limits.redis import RedisRateLimiter
+from tests.support.checkout import PROJECT
 from tests.support.redis_server import RedisServer, running_redis
 
-PROJECT = Path(__file__).parents[3]
 NOBODY = "redis://u:planted@127.0.0.1:1/0?machines=4"
 
 

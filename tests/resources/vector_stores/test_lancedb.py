@@ -15,6 +15,7 @@ import pytest
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.vector_stores import lancedb as lancedb_store
 from resources.vector_stores.lancedb import LanceDBVectorStore
+from tests.support.checkout import PROJECT
 from tests.support.chunk_rows import (
     LONG,
     NAME,
@@ -28,8 +29,6 @@ from tests.support.chunk_rows import (
     with_long_vectors,
 )
 from tests.support.fakes import fake_vector
-
-PROJECT = Path(__file__).parents[3]
 
 
 @pytest.fixture

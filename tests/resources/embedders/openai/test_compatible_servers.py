@@ -11,11 +11,12 @@ import yaml
 from embedding_assets.collection.settings import CollectionSettings
 from resources.embedders.openai.embedder import OpenAIEmbedder
 from resources.errors import CredentialsError, ModelError
+from tests.support.checkout import PROJECT
 from tests.support.compatible_servers import SERVERS
 from tests.support.fakes import fake_vector
 from tests.support.openai_server import Answer, OpenAIServer, Request, embedder, error
 
-PAGE = Path(__file__).parents[4] / "docs" / "providers.md"
+PAGE = PROJECT / "docs" / "providers.md"
 TEXTS = [f"Text {number}." for number in range(40)]
 
 

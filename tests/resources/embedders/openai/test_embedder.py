@@ -33,6 +33,7 @@ from resources.errors import (
     SettingsError,
 )
 from resources.limits.concurrency import AdaptiveConcurrency
+from tests.support.checkout import PROJECT
 from tests.support.instance import shipped_instance
 from tests.support.openai_server import (
     KEY,
@@ -824,7 +825,7 @@ def test_a_killed_run_keeps_every_finished_request(tmp_path: Path) -> None:
     with OpenAIServer(always=kill_at_the_fifth) as server:
         process = subprocess.Popen(
             [sys.executable, "-c", _KILLED_RUN, server.url, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )
         assert process.wait(120) < 0
         # While the fifth is with the server, the fourth may be on its way into the cache.
