@@ -67,14 +67,20 @@ def split_options(
     return address + (f"?{rest}" if rest else ""), taken
 
 
-def without_options(url: str, what: str) -> str:
+def without_options(url: str, what: str, known: str = "") -> str:
     """The URL, which Dagster shows, as it is.
+
+    Args:
+        url: to be checked.
+        what: it describes, as an object of a sentence.
+        known: options that were taken out of it before, with a value each, as an example.
 
     Raises:
         InvalidInputError: it has options, or a password.
     """
     if "?" in url:
-        raise InvalidInputError(f"The URL of {what} takes no options (?name=value).")
+        others = f", but for ?{known}" if known else ""
+        raise InvalidInputError(f"The URL of {what} takes no options (?name=value){others}.")
     if re.search(r"//[^/]*:[^/]*@", url):
         raise InvalidInputError(
             f"The URL of {what} must hold no password: Dagster shows it. The storage's own "

@@ -8,10 +8,11 @@ scan. Such remains are deleted in a second commit; if it fails, a later one does
 
 import contextvars
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property, wraps
 from pathlib import Path
@@ -32,12 +33,17 @@ from resources.vector_stores.base import (
     VectorStore,
     row_schema,
 )
+from resources.vector_stores.table_versions import readers_of, takes_too_much, tidy
+
+_log = logging.getLogger(__name__)
 
 # Without this declaration two processes that upsert the same new keys both insert them.
 _KEY_METADATA = {"lance-schema:unenforced-primary-key": "true"}
 _SPACE_METADATA = b"embedding_space"
 # Every commit adds a fragment; merging them on each commit would cost more than it gains.
 _SMALL_FRAGMENTS = 100
+# Versions from one look at what the folder takes to the next: each is a file or three.
+_VERSIONS_BETWEEN_LOOKS = 16
 _VECTOR_INDEX = "vector_idx"
 # Rows that the index does not know are compared one by one: so many are soon done.
 _UNINDEXED_SHARE = 0.1
@@ -46,6 +52,8 @@ _UNINDEXED_SHARE = 0.1
 _SAMPLE_RATE = 64
 # An index that was made for half the rows has too few, too large clusters.
 _GROWTH_BEFORE_NEW_INDEX = 2.0
+# Each update of the index adds a part of its own, and fragments of different parts are not merged.
+_INDEX_PARTS = 20
 # So many times k candidates, found by 8-bit vectors, are ranked by the vectors themselves: scores
 # are exact, and entries of rows that were replaced since cannot surface.
 _REFINE_FACTOR = 10
@@ -87,6 +95,13 @@ class LanceDBVectorStore(VectorStore):
     uri: str = Field(
         default="data/vectors", description="Folder or object storage URL (s3://, gs://, az://)."
     )
+    keep_seconds: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long older versions of a table are kept for those who read them on other "
+        "machines; sooner removed where they take more than twice the room of the table itself. "
+        "What a process of this machine reads stays as long as it does.",
+    )
     commit_timeout: float = Field(
         default=120.0, description="Seconds to retry a commit that conflicts with other writers."
     )
@@ -117,20 +132,20 @@ class LanceDBVectorStore(VectorStore):
         partitions: Sequence[str] | None = None,
         not_partitions: Sequence[str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        yield from self._reader(collection, space, columns, partitions, not_partitions)
+        if partitions is not None and not len(partitions):
+            return
+        with self._using(collection, space) as table:
+            if table is not None:
+                yield from self._reader(table, columns, partitions, not_partitions)
 
     @_in_empty_context
     def _reader(
         self,
-        collection: str,
-        space: EmbeddingSpace,
+        table: Any,
         columns: Sequence[str],
         partitions: Sequence[str] | None,
         not_partitions: Sequence[str] | None,
     ) -> Iterable[pa.RecordBatch]:
-        table = self._open(collection, space)
-        if table is None or (partitions is not None and not len(partitions)):
-            return ()
         condition = _PRESENT
         if partitions is not None:
             condition = f"partition IN ({_literals(partitions)})"
@@ -148,28 +163,29 @@ class LanceDBVectorStore(VectorStore):
         remove_chunk_ids: Sequence[str] = (),
         remove_from_partitions: Sequence[str] | None = None,
     ) -> None:
-        table = self._open(collection, space)
-        if table is None:
-            self.create_table(collection, space)
-            table = self._open(collection, space)
-        condition = None
-        if remove_from_partitions is not None:
-            named = _literals(remove_from_partitions) or "NULL"
-            condition = f"source.{_PRESENT} OR target.partition IN ({named})"
-        (
-            table.merge_insert("chunk_id")
-            .when_matched_update_all(where=condition)
-            .when_not_matched_insert_all()
-            .execute(
-                pa.RecordBatchReader.from_batches(
-                    rows.schema, _with_removals(rows, set(remove_chunk_ids))
-                ),
-                on_bad_vectors="null",  # those of rows to remove; there are no others
-                timeout=timedelta(seconds=self.commit_timeout),
+        self.create_table(collection, space)
+        with self._using(collection, space) as table:
+            before = table.version
+            condition = None
+            if remove_from_partitions is not None:
+                named = _literals(remove_from_partitions) or "NULL"
+                condition = f"source.{_PRESENT} OR target.partition IN ({named})"
+            (
+                table.merge_insert("chunk_id")
+                .when_matched_update_all(where=condition)
+                .when_not_matched_insert_all()
+                .execute(
+                    pa.RecordBatchReader.from_batches(
+                        rows.schema, _with_removals(rows, set(remove_chunk_ids))
+                    ),
+                    on_bad_vectors="null",  # those of rows to remove; there are no others
+                    timeout=timedelta(seconds=self.commit_timeout),
+                )
             )
-        )
-        if remove_chunk_ids:
-            table.delete(_REMOVED)
+            if remove_chunk_ids:
+                table.delete(_REMOVED)
+        if before // _VERSIONS_BETWEEN_LOOKS != table.version // _VERSIONS_BETWEEN_LOOKS:
+            self._tidy_if_due(collection, space)
 
     @_in_empty_context
     def maintain(self, collection: str, space: EmbeddingSpace) -> None:
@@ -178,9 +194,10 @@ class LanceDBVectorStore(VectorStore):
             return
         if table.count_rows(_REMOVED):
             table.delete(_REMOVED)
-        indexed, unindexed = _indexed_rows(table)
+        indexed, unindexed, parts = _indexed_rows(table)
         rows = table.count_rows()
-        if rows >= self.approximate_from_rows and rows > _GROWTH_BEFORE_NEW_INDEX * indexed:
+        outgrown = rows > _GROWTH_BEFORE_NEW_INDEX * indexed
+        if rows >= self.approximate_from_rows and (outgrown or parts > _INDEX_PARTS):
             from lancedb.index import IvfSq
 
             # 8-bit scalars need no codebook, so they are soon made, and are near enough to choose
@@ -189,8 +206,20 @@ class LanceDBVectorStore(VectorStore):
             table.create_index("vector", config=config, replace=True)
             unindexed = 0
         small = table.stats()["fragment_stats"]["num_small_fragments"]
-        if small > _SMALL_FRAGMENTS or (indexed and unindexed > _UNINDEXED_SHARE * rows):
-            table.optimize()
+        due = small > _SMALL_FRAGMENTS or (indexed and unindexed > _UNINDEXED_SHARE * rows)
+        self._tidy_if_due(collection, space, due=bool(due))
+
+    def _tidy_if_due(self, collection: str, space: EmbeddingSpace, *, due: bool = False) -> None:
+        table, folder = self._open(collection, space), self._folder(collection, space)
+        if not due and folder is not None and not takes_too_much(table, folder):
+            return
+        try:
+            tidy(table, timedelta(seconds=self.keep_seconds), folder)
+        except (OSError, RuntimeError) as error:  # what is written is written
+            _log.warning(
+                f"Old versions of the table {table.name} in {self.uri} were not removed; the next "
+                f"run tries again. LanceDB said: {error}"
+            )
 
     @_in_empty_context
     def search(
@@ -202,32 +231,35 @@ class LanceDBVectorStore(VectorStore):
         *,
         exact: bool = False,
     ) -> list[SearchHit]:
-        table = self._open(collection, space)
-        if table is None:
+
+        def ask(table: Any) -> list[dict[str, Any]]:
+            query = (
+                table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
+                .distance_type("cosine")
+                .select([*_HIT_COLUMNS, "_distance"])
+                .limit(k)
+            )
+            if exact:
+                query = query.bypass_vector_index()
+            else:
+                query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
+            return query.to_arrow().to_pylist()
+
+        found = self._answer(collection, space, ask)
+        if found is None:
             raise NoIndexError(collection, space)
-        query = (
-            table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
-            .distance_type("cosine")
-            .select([*_HIT_COLUMNS, "_distance"])
-            .limit(k)
-        )
-        if exact:
-            query = query.bypass_vector_index()
-        else:
-            query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
         return [
             SearchHit(
                 score=1.0 - row.pop("_distance"),  # cosine distance = 1 - cosine
                 metadata=json.loads(row.pop("metadata")),
                 **row,
             )
-            for row in query.to_arrow().to_pylist()
+            for row in found
         ]
 
     @_in_empty_context
     def count(self, collection: str, space: EmbeddingSpace) -> int:
-        table = self._open(collection, space)
-        return 0 if table is None else table.count_rows(_PRESENT)
+        return self._answer(collection, space, lambda table: table.count_rows(_PRESENT)) or 0
 
     @_in_empty_context
     def collections(self) -> list[str]:
@@ -282,13 +314,53 @@ class LanceDBVectorStore(VectorStore):
         what it had written to it, would be lost. An object storage has no locks. There it is the
         pool `vector_store_writer` alone that keeps two first runs of a collection apart.
         """
-        scheme, _, path = self.uri.rpartition("://")
-        if scheme not in ("", "file"):
+        folder = self._root
+        if folder is None:
             return nullcontext()
-        folder = Path(path).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{name}.lock")
 
+    @property
+    def _root(self) -> Path | None:
+        """The store's folder; None: it is in object storage."""
+        scheme, _, path = self.uri.rpartition("://")
+        return Path(path).expanduser() if scheme in ("", "file") else None
+
+    def _folder(self, collection: str, space: EmbeddingSpace) -> Path | None:
+        """The table's folder; None: it is in object storage."""
+        return self._root and self._root / f"{_table_name(collection, space)}.lance"
+
+    @contextmanager
+    def _using(self, collection: str, space: EmbeddingSpace) -> Iterator[Any]:
+        """The table at its newest version, or None; the version is kept until the end."""
+        folder = self._folder(collection, space)
+        if folder is None:
+            yield self._open(collection, space)
+            return
+        with readers_of(folder).using(lambda: self._open(collection, space)) as table:
+            yield table
+
+    def _answer(
+        self, collection: str, space: EmbeddingSpace, ask: Callable[[Any], _R]
+    ) -> _R | None:
+        """What the newest version of the table answers; None: there is no table.
+
+        It is asked again if there is a newer one by then: another machine may have removed the one
+        that was asked, or this one, where nobody can write down what is read.
+        """
+        for attempts_left in (3, 2, 1, 0):
+            with self._using(collection, space) as table:
+                if table is None:
+                    break
+                try:
+                    return ask(table)
+                except (OSError, RuntimeError, ValueError):
+                    newest = self._open(collection, space)
+                    if not attempts_left or newest is None or newest.version == table.version:
+                        raise
+        return None
+
+    @_in_empty_context
     def _open(self, collection: str, space: EmbeddingSpace) -> Any:
         """The table at its newest version, or None."""
         try:
@@ -322,12 +394,12 @@ def _with_removals(rows: pa.RecordBatchReader, removed: set[str]) -> Iterator[pa
         yield pa.record_batch(columns, schema=rows.schema)
 
 
-def _indexed_rows(table: Any) -> tuple[int, int]:
-    """Rows that the vector index knows, and others; 0 and 0 without an index."""
+def _indexed_rows(table: Any) -> tuple[int, int, int]:
+    """Rows that the vector index knows, others, and of how many parts it is; 0 without an index."""
     statistics = table.index_stats(_VECTOR_INDEX)
     if statistics is None:
-        return 0, 0
-    return statistics.num_indexed_rows, statistics.num_unindexed_rows
+        return 0, 0, 0
+    return statistics.num_indexed_rows, statistics.num_unindexed_rows, statistics.num_indices
 
 
 _TABLE_NAME = re.compile("(.+)__[0-9a-f]{16}")
