@@ -127,8 +127,10 @@ class OpenAIClient:
             max_retries=0,  # it would also retry what is hopeless, and outside of our limits
             http_client=DefaultHttpxClient(trust_env=False) if _is_this_machine(host) else None,
         )
-        if not settings.is_openai:  # it reads OPENAI_ORG_ID and OPENAI_PROJECT_ID
+        if not settings.is_openai:
+            # From OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which may hold keys.
             client.organization = client.project = None
+            client._custom_headers = {}
         return client
 
 

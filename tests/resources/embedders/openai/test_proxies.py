@@ -80,6 +80,21 @@ def test_a_server_that_fails_without_a_proxy_blames_none(
     assert "proxy" not in str(caught.value)
 
 
+def test_nothing_that_is_meant_for_openai_is_sent_to_another_server(
+    server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder(server, tmp_path).embed(TEXTS)
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"OPENAI_{name}", "meant-for-openai")
+    headers = "X-Gateway: meant-for-openai\nAuthorization: Bearer meant-for-openai"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", headers)
+    embedder(server, tmp_path).embed(TEXTS)
+    before, after = (dict(request.headers) for request in server.requests)
+    assert "meant-for-openai" not in str(after)
+    assert after.keys() == before.keys()
+    assert after["authorization"] == before["authorization"]
+
+
 def test_organization_and_project_are_sent_to_openai_alone(
     server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
