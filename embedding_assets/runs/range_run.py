@@ -40,6 +40,8 @@ class RangeRun:
     ) -> None:
         self._context = context
         self.partitions = list(context.partition_keys)
+        if not self.partitions:
+            raise dg.Failure(_why_none(context.run.tags), allow_retries=False)
         few = len(self.partitions) <= _FEW_PARTITIONS
         self._essential = None if few else essential
         self._unrecorded: dict[str, dict[str, Any]] = {}
@@ -83,6 +85,17 @@ class RangeRun:
                 )
             )
         self._unrecorded.clear()
+
+
+def _why_none(tags: Mapping[str, str]) -> str:
+    """Dagster itself takes such a range for one over no partition, and calls the run a success."""
+    first, last = (tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
+    return (
+        f"There is nothing to do: the range {first}...{last} ends before it begins. Turn it round: "
+        f"{last}...{first}."
+        if first and last
+        else "There is nothing to do: the run is over no partition."
+    )
 
 
 def _plain(value: Any) -> Any:
