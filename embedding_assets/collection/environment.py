@@ -74,10 +74,10 @@ class Environment(BaseSettings, frozen=True):
         description="Where failures are posted; by default they are logged only.",
     )
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "prices")
     @classmethod
-    def _in_project(cls, path: Path, info: ValidationInfo) -> Path:
-        return info.data["project"] / path.expanduser()
+    def _in_project(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and info.data["project"] / path.expanduser()
 
     @field_validator("cache", "vectors", "artifacts")
     @classmethod
@@ -103,7 +103,10 @@ def read_environment(around: Path | None = None) -> Environment:
     project = _project(around or Path.cwd())
     load_dotenv(project / ".env")
     try:
-        return Environment(project=project)
+        environment = Environment(project=project)
+        if environment.prices:  # what asks for it does not know the project
+            os.environ[f"{_PREFIX}PRICES"] = str(environment.prices)
+        return environment
     except ValidationError as error:
         # Without the values: some are secrets.
         wrong = (f"{_PREFIX}{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())

@@ -14,6 +14,7 @@ import pytest
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.resources import shared_resources
 from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.embedders.pricing import prices_file
 from resources.identity.content_hash import HASH_BYTES
 from tests.support.checkout import PROJECT
 from tests.support.fakes import CountingEmbedder
@@ -92,6 +93,8 @@ def test_data_belongs_to_the_project_that_is_named_or_around(
     assert read_environment(project / "mine").data_dir == project / "data"
     monkeypatch.setenv("EMBEDDING_PROJECT", str(project))
     assert shared_resources()["artifact_store"].url == str(project / "data" / "artifacts")
+    monkeypatch.setenv("EMBEDDING_PRICES", "mine.yaml")
+    assert read_environment().prices == prices_file() == project / "mine.yaml"
     monkeypatch.setenv("EMBEDDING_PROJECT", str(project / "mine"))
     with pytest.raises(ValueError, match=r"EMBEDDING_PROJECT must name .* \[tool.dg.project\]"):
         read_environment()
