@@ -31,6 +31,7 @@ from embedding_assets.collection.settings import DeletionSettings
 from embedding_assets.documents.spool import KNOWN, SOUND_RECORDS, YIELDS
 from embedding_assets.runs.check_results import EXAMPLES
 from resources.artifact_stores.base import ArtifactStore
+from resources.document_sources import RefusalReason
 
 _EARLIER = pa.schema(
     [
@@ -52,6 +53,9 @@ _REASONS = {
     "all": "{part:,} of the {whole:,} known documents of these partitions are gone",
     "earlier": "{part:,} documents of {name} were withheld before and are still gone",
 }
+_HALF_A_RECORD = (RefusalReason.malformed_line.value, RefusalReason.invalid_utf8.value)
+"""If the last record of a file was refused for one of these, and documents were known after it, the
+file was cut off there."""
 _MOST_FILES = 1_000
 """Of so many files a partition remembers how much they held, the largest first."""
 _ENDS_WITH_ITS_CAUSE = ("unfinished", "refused")
@@ -240,10 +244,22 @@ class DeletionGuard:
         database.create("scopes", _SCOPES)
         database.execute(
             """
-            INSERT INTO scopes SELECT 'unfinished', file, count(g.id), count(*)
+            INSERT INTO scopes
+            WITH last AS (
+                SELECT file, max_by(reason, line) AS reason, max(line) AS line FROM (
+                    SELECT file, line, reason FROM refusals
+                    UNION ALL SELECT file, line, NULL FROM records
+                    UNION ALL SELECT file, line, NULL FROM elsewhere
+                ) GROUP BY file
+            ), cut AS (
+                SELECT DISTINCT file FROM gone JOIN last USING (file)
+                WHERE last.reason IN (SELECT unnest($half)) AND gone.line >= last.line
+            )
+            SELECT 'unfinished', file, count(g.id), count(*)
             FROM known_documents k LEFT JOIN gone g USING (partition, id, file)
-            WHERE file IN (SELECT unnest($broken::VARCHAR[])) GROUP BY file
+            WHERE file IN (SELECT unnest($broken::VARCHAR[]) UNION FROM cut) GROUP BY file
             """,
+            half=[*_HALF_A_RECORD],
             broken=[*broken_files],
         )
         database.execute(

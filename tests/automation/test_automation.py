@@ -15,6 +15,7 @@ import pytest
 
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
+from embedding_assets.documents.deletions import DeletionGuard
 from embedding_assets.documents.spool import Spool
 from resources.notifier import LogNotifier, WebhookNotifier
 from tests.support.fakes import POISON, CountingEmbedder
@@ -363,6 +364,24 @@ def test_deletions_that_are_withheld_are_requested_once_and_again_when_somebody_
     assert sorted(automated.execute("source")) == ["2024-01-01...2024-01-02"]
     assert automated.titles() == {"kept": "second", **{d["id"]: "first" for d in lost}}
     assert "withheld" not in automated.look("source").skip_message
+    assert automated.requested("reconcile") == []
+
+
+def test_what_a_killed_run_left_of_deletions_withheld_is_cleared_away(
+    automated: Automated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = [document(f"d{i}", 1) for i in range(12)]
+    automated.write("export.jsonl", *lost)
+    automated.execute("source")
+    automated.write("export.jsonl")
+    automated.execute("source")
+    automated.write("export.jsonl", *lost)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeletionGuard, "forget", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        automated.execute("source", succeed=False)
+    assert automated.pipeline.opened.withheld() == {"2024-01-01": 12}
+    assert automated.execute("reconcile") == ["2024-01-01"]
+    assert automated.pipeline.opened.withheld() == {}
     assert automated.requested("reconcile") == []
 
 

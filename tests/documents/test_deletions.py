@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from embedding_assets import project
 from embedding_assets.cli.main import app
+from embedding_assets.documents.ingest import Ingest
 from tests.support.data import FIELD
 from tests.support.pipeline import Pipeline, checks, numbers, write_jsonl
 
@@ -64,6 +65,11 @@ def _one_of_sixty(source: Path) -> None:
     write_jsonl(source / "export.jsonl", _records(0, 1))
 
 
+def _cut_in_a_record(source: Path) -> None:
+    whole = (source / "export.jsonl").read_bytes()
+    (source / "export.jsonl").write_bytes(whole[: whole.index(b"number 55")])
+
+
 def _removed(source: Path) -> None:
     (source / "export.jsonl").unlink()
 
@@ -91,6 +97,7 @@ CASES = {
     "cut to 0 bytes": (_export, _cut, 60, "60 of the 60 known documents of export.jsonl"),
     "an error instead": (_export, _error_page, 60, "of export.jsonl 1 of 1 records were refused"),
     "one of sixty left": (_export, _one_of_sixty, 59, "59 of the 60 known documents of export"),
+    "cut in a record": (_export, _cut_in_a_record, 5, "export.jsonl was not read to its end"),
     "the file is gone": (_export, _removed, 60, "60 of the 60 known documents of export.jsonl"),
     "most notes gone": (_notes, _most_notes_gone, 59, "59 of the 61 known documents of these"),
     "an open quote": (
@@ -319,3 +326,28 @@ def test_a_folder_of_notes_that_is_renamed_loses_nothing_and_needs_no_agreement(
     assert all(checks(result).values())
     assert {row[0].partition("/")[0] for row in _rows(pipeline)} == {"new"}
     assert len(pipeline.embedder.texts) == embedded
+
+
+def test_a_run_that_is_broken_off_forgets_no_deletion_that_it_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it added would else make the share of what goes a small one."""
+    source = tmp_path / "source"
+    write_jsonl(source / "a.jsonl", _records(0, 40))
+    pipeline = Pipeline(tmp_path, str(source), settings=dict(BUCKETS))
+    pipeline.run(assets=["documents"])
+    write_jsonl(source / "a.jsonl", [*_records(0, 10), *_records(100, 400)])
+    replace = Ingest._replace_documents
+
+    def broken_off(self: Ingest, database: Any, partition: str, *rest: Any) -> dict[str, int]:
+        numbers = replace(self, database, partition, *rest)
+        if partition == "bucket_3":
+            raise OSError("the disk is full")
+        return numbers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ingest, "_replace_documents", broken_off)
+        assert not pipeline.run(assets=["documents"], raise_on_error=False).success
+    result = pipeline.run(assets=["documents"])
+    assert sum(pipeline.opened.withheld().values()) == 30
+    assert numbers(result, "documents")["deleted"] == 0
