@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from embedding_assets import project
 from embedding_assets.cli.main import app
+from embedding_assets.component import collection_definitions
 from embedding_assets.documents.ingest import Ingest
 from tests.support.data import FIELD
 from tests.support.pipeline import Pipeline, checks, numbers, write_jsonl
@@ -40,10 +41,17 @@ def _rows(pipeline: Pipeline) -> list[tuple[Any, ...]]:
     return [(row["document_id"], row["partition"], row["text"]) for row in pipeline.rows()]
 
 
-def _accept(pipeline: Pipeline, partitions: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def _load(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it the project's one collection."""
     opened = pipeline.opened
     loaded = project.LoadedCollections([(opened.settings, opened.resources)], [])
     monkeypatch.setattr(project, "load_collections", lambda: loaded)
+
+
+def _accept(pipeline: Pipeline, partitions: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    _load(pipeline, monkeypatch)
+    listed = CliRunner().invoke(app, ["accept", pipeline.name]).output
+    assert f"accept {pipeline.name} --partition {partitions}" in " ".join(listed.split())
     result = CliRunner().invoke(app, ["accept", pipeline.name, "--partition", partitions])
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
@@ -351,3 +359,43 @@ def test_a_run_that_is_broken_off_forgets_no_deletion_that_it_withheld(
     result = pipeline.run(assets=["documents"])
     assert sum(pipeline.opened.withheld().values()) == 30
     assert numbers(result, "documents")["deleted"] == 0
+
+
+def test_the_job_that_accepts_deletions_removes_them(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    _export(source)
+    write_jsonl(source / "other.jsonl", _records(900, 903))
+    one_bucket = {"partitions": {"by": "bucket", "count": 1}}
+    pipeline = Pipeline(tmp_path, str(source), settings=one_bucket)
+    pipeline.run()
+    _cut(source)
+    pipeline.run(assets=["documents"])
+    assert pipeline.opened.withheld() == {"bucket_0": 60}
+    own = collection_definitions(pipeline.collection)
+    definitions = dg.Definitions(
+        assets=own.assets,
+        jobs=own.jobs,
+        resources=pipeline.resources,
+        executor=dg.in_process_executor,
+    )
+    job = definitions.resolve_job_def("corpus_accept_deletions")
+    assert all(checks(job.execute_in_process(partition_key="bucket_0")).values())
+    assert pipeline.opened.withheld() == {}
+    assert {row[0] for row in _rows(pipeline)} == {"d900", "d901", "d902"}
+
+
+def test_to_accept_where_nothing_is_withheld_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", _records(0, 3))
+    pipeline = Pipeline(tmp_path, str(tmp_path / "a.jsonl"), settings=dict(BUCKETS))
+    _load(pipeline, monkeypatch)
+    assert (
+        "No deletions of 'corpus' are withheld."
+        in CliRunner().invoke(app, ["accept", "corpus"]).output
+    )
+    refused = CliRunner().invoke(app, ["accept", "corpus", "--partition", "bucket_1"])
+    assert refused.exit_code == 1
+    assert "No deletions of 'corpus' are withheld there" in refused.output
+    wrong = CliRunner().invoke(app, ["accept", "corpus", "--partition", "bucket_7"])
+    assert "no partition 'bucket_7'" in wrong.output
