@@ -157,6 +157,23 @@ def test_a_broken_file_is_read_until_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fine_clock")
+def test_partitions_with_withheld_deletions_are_read_until_somebody_agrees(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "source" / "a.jsonl", _records(20))
+    pipeline = _pipeline(tmp_path, BUCKETS)
+    pipeline.run(assets=["documents"])
+    write_jsonl(path, _records(1))
+    for _ in range(2):
+        result = pipeline.run(assets=["documents"])
+        assert checks(result)["accounting"] is False
+        assert _unread(result) == (1, 0)
+    pipeline.opened.accept_deletions(None)
+    result = pipeline.run(assets=["documents"])
+    assert numbers(result, "documents")["deleted"] == 19
+    assert checks(result)["accounting"]
+    assert _unread(pipeline.run(assets=["documents"])) == (0, 4)
+
+
+@pytest.mark.usefixtures("fine_clock")
 def test_of_a_source_with_dates_only_the_changed_period_is_read(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
 
