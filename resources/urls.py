@@ -81,12 +81,21 @@ def without_options(url: str, what: str, known: str = "") -> str:
     if "?" in url:
         others = f", but for ?{known}" if known else ""
         raise InvalidInputError(f"The URL of {what} takes no options (?name=value){others}.")
-    if re.search(r"//[^/]*:[^/]*@", url):
+    check_no_password(url, what)
+    return url
+
+
+def check_no_password(url: str, what: str) -> None:
+    """Refuses a URL that must not be shown, though Dagster shows it.
+
+    Raises:
+        InvalidInputError: it has a password.
+    """
+    if re.search(r"://[^/]*:[^/]*@", url):
         raise InvalidInputError(
             f"The URL of {what} must hold no password: Dagster shows it. The storage's own "
             "variables hold one, such as AWS_SECRET_ACCESS_KEY or FSSPEC_SFTP_PASSWORD."
         )
-    return url
 
 
 def local_path(url: str) -> str:

@@ -11,6 +11,7 @@ from fsspec.core import url_to_fs
 from resources.document_sources.base import Period
 from resources.document_sources.timestamps import in_utc
 from resources.errors import InvalidInputError
+from resources.urls import check_no_password
 
 PLACEHOLDERS = {
     "%Y": "[0-9][0-9][0-9][0-9]",
@@ -27,7 +28,7 @@ def check_source_path(path: str) -> None:
     """Checks what can be known of a source's path without a look at the storage.
 
     Raises:
-        InvalidInputError: no file can have such a path.
+        InvalidInputError: no file can have such a path, or it holds a password.
     """
     if not path.strip():
         raise InvalidInputError("source.path must name a file, folder, glob or URL; it is empty")
@@ -40,6 +41,7 @@ def check_source_path(path: str) -> None:
                 "in source.path, ** stands for any folders and stands alone between slashes: "
                 f"write {better!r} in place of {part!r}"
             )
+    check_no_password(path, "a source")
     known = {*fsspec.available_protocols(), *fsspec.registry}
     for address in path.split("::"):
         scheme, is_url, _ = address.partition("://")

@@ -12,6 +12,7 @@ from resources.artifact_stores.from_url import artifact_store_from_url
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.caches.from_url import cache_from_url
 from resources.caches.redis import RedisEmbeddingCache
+from resources.document_sources.dated_paths import check_source_path
 from resources.errors import InvalidInputError
 from resources.vector_stores.from_url import vector_store_from_url
 from resources.vector_stores.lancedb import LanceDBVectorStore
@@ -43,7 +44,9 @@ def test_what_is_no_url_of_a_store_is_refused_without_repeating_it(
     assert "planted" not in str(caught.value)
 
 
-@pytest.mark.parametrize("door", [artifact_store_from_url, vector_store_from_url])
+@pytest.mark.parametrize(
+    "door", [artifact_store_from_url, vector_store_from_url, check_source_path]
+)
 def test_a_password_that_dagster_would_show_is_refused(door: Callable[[str], Any]) -> None:
     with pytest.raises(InvalidInputError, match="must hold no password") as caught:
         door("s3://user:planted@bucket/prefix")
