@@ -1,6 +1,6 @@
 """Parquet as the stages write it: streamed, batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -10,6 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+_ROW_GROUP_ROWS = 1024 * 1024
+_ROW_GROUP_BYTES = 32 * 1024 * 1024
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
@@ -32,7 +35,24 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Recor
         "use_dictionary": repeating,
     }
     with pq.ParquetWriter(path, schema, **options) as writer:
-        yield lambda batch: writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+        yield lambda batch: writer.write_table(
+            pa.Table.from_batches([batch]).cast(schema), row_group_size=_rows_within(batch)
+        )
+
+
+def read_batches(
+    parquet: Path, max_rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a file in batches of a bounded number of bytes."""
+    with pq.ParquetFile(parquet) as file:
+        for index in range(file.num_row_groups):
+            yield from file.iter_batches(max_rows, row_groups=[index], columns=columns)
+
+
+def _rows_within(batch: pa.RecordBatch) -> int:
+    """How many rows a row group may have: readers hold a whole one of some columns at once."""
+    row_bytes = batch.nbytes // max(1, len(batch))
+    return max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, row_bytes)))
 
 
 def uncompressed_bytes(parquet: Path | str) -> int:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import chunks_key, documents_key
-from embedding_assets.artifacts.parquet import write_parquet
+from embedding_assets.artifacts.parquet import read_batches, write_parquet
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import CHUNKS
 from embedding_assets.artifacts.scratch import Scratch
@@ -239,10 +239,9 @@ def _split_all(
     """Writes the chunks of all documents of a partition."""
 
     def chunks() -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(documents) as file:
-            for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=_TO_SPLIT):
-                yield splitter.chunks(batch)
-                progress.advance(len(batch), split=len(batch))
+        for batch in read_batches(documents, _DOCUMENTS_PER_BATCH, _TO_SPLIT):
+            yield splitter.chunks(batch)
+            progress.advance(len(batch), split=len(batch))
 
     with artifacts.writing(key) as path:
         rows = write_parquet(path, schema, chunks())
@@ -269,8 +268,7 @@ def _not_kept(database: Scratch, documents: Path) -> Iterator[pa.RecordBatch]:
         )
         for flag in batch["fresh"].to_pylist()
     )
-    with pq.ParquetFile(documents) as file:
-        for batch in file.iter_batches(batch_size=_DOCUMENTS_PER_BATCH, columns=_TO_SPLIT):
-            fresh = batch.filter(pa.array(list(islice(flags, len(batch))), pa.bool_()))
-            if len(fresh):
-                yield fresh
+    for batch in read_batches(documents, _DOCUMENTS_PER_BATCH, _TO_SPLIT):
+        fresh = batch.filter(pa.array(list(islice(flags, len(batch))), pa.bool_()))
+        if len(fresh):
+            yield fresh

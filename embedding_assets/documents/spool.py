@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from embedding_assets.artifacts.parquet import grouped_by_partition
+from embedding_assets.artifacts.parquet import grouped_by_partition, read_batches
 from embedding_assets.artifacts.quarantine import DUPLICATE_DETAIL
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
@@ -219,7 +218,7 @@ class Spool:
             start, rows, size = 0, [], 0
             for end, position in enumerate(batch["position"].to_pylist(), start=1):
                 rows.append(self._bodies.get(position))
-                size += len(rows[-1][_BODY_COLUMNS.index("text")])
+                size += sum(map(len, rows[-1]))
                 if size >= _CHARACTERS_PER_BATCH or end == len(batch):
                     columns = dict(zip(_BODY_COLUMNS, zip(*rows, strict=True), strict=True))
                     piece = batch.slice(start, end - start)
@@ -299,6 +298,5 @@ class _Table:
 
 
 def _rows_of(parquet: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(parquet) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from batch.to_pylist()
+    for batch in read_batches(parquet, 256, columns):
+        yield from batch.to_pylist()

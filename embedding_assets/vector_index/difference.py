@@ -19,9 +19,11 @@ from embedding_assets.artifacts.scratch import Scratch, with_partition
 from embedding_assets.vector_index.stored_rows import RowSet, row_set
 from resources.caches.vectors import decode_vectors
 from resources.identity.embedding_space import EmbeddingSpace
-from resources.vector_stores.base import ROW_IDENTITY, row_schema
+from resources.vector_stores.base import REPEATED_BYTES, ROW_IDENTITY, row_schema
 
 _ROWS_PER_BATCH = 512
+_BYTES_PER_BATCH = 16 * 1024 * 1024
+_EVERY_CHUNK = 2**31 - 1
 _DOCUMENTS = pa.schema([("partition", pa.string()), ("document_id", pa.string())])
 _PLACED = _DOCUMENTS.append(pa.field("space_rank", pa.int32()))
 
@@ -225,8 +227,8 @@ class Difference:
         for batch in self._database.stream(
             f"""
             SELECT c.chunk_id, c.document_id, c.document_version, c.content_hash,
-                   c.chunk_number, c.span_start, c.span_end, c.partition, d.title,
-                   c.context, c.text, d.timestamp, d.metadata, v.vector
+                   c.chunk_number, c.span_start, c.span_end, c.partition, l.title,
+                   c.context, c.text, d.timestamp, l.metadata, v.vector
             FROM {with_partition("chunks")} c
             SEMI JOIN new_rows n
               ON n.partition = c.partition AND n.chunk_id = c.chunk_id
@@ -234,13 +236,30 @@ class Difference:
               ON d.partition = c.partition AND d.id = c.document_id
             JOIN {with_partition("vectors")} v
               ON v.partition = c.partition AND v.content_hash = c.content_hash
+            LEFT JOIN (
+                SELECT partition, id, title, metadata,
+                       CASE WHEN strlen(title) + strlen(metadata) <= $repeated
+                            THEN {_EVERY_CHUNK} ELSE 0 END AS last_chunk
+                FROM {with_partition("documents")}
+            ) l
+              ON l.partition = c.partition AND l.id = c.document_id
+             AND c.chunk_number <= l.last_chunk
             """,
-            batch_rows=_ROWS_PER_BATCH,
+            batch_rows=self._rows_per_batch(holders),
+            repeated=REPEATED_BYTES,
             chunks=paths(holders, chunks_key),
             documents=paths(holders, documents_key),
             vectors=paths(holders, key),
         ):
             yield _as_rows(batch, self._space)
+
+    def _rows_per_batch(self, holders: Sequence[PartitionFiles]) -> int:
+        """So many that also the largest documents make no large batch."""
+        (largest,) = self._database.row(
+            f"SELECT max(strlen(title) + strlen(metadata)) FROM {with_partition('documents')}",
+            documents=paths(holders, documents_key),
+        )
+        return max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // max(1, largest or 0)))
 
     def free(self) -> None:
         """Drops the tables that are as large as the partitions, when `new_rows` is read."""

@@ -27,10 +27,15 @@ ROW_IDENTITY = (
 """Two rows that agree in these columns agree in all of them."""
 
 
+REPEATED_BYTES = 16 * 1024
+"""Title and metadata that take more are in the row of their document's first chunk alone."""
+
+
 def row_schema(space: EmbeddingSpace) -> pa.Schema:
     """The columns of a table. `span_start` and `span_end` count characters of the document's text.
 
-    `context || text` is the text that was embedded; `content_hash` is its hash.
+    `context || text` is the text that was embedded; `content_hash` is its hash. Where title and
+    metadata are null, they are those in the row of the document's chunk number 0.
     """
     return pa.schema(
         [

@@ -23,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock
 from pydantic import Field
 
+from resources.identity.content_hash import chunk_id
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
 from resources.machine import machine
@@ -243,7 +244,9 @@ class LanceDBVectorStore(VectorStore):
                 query = query.bypass_vector_index()
             else:
                 query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
-            return query.to_arrow().to_pylist()
+            rows = query.to_arrow().to_pylist()
+            _complete(table, collection, rows)
+            return rows
 
         found = self._answer(collection, space, ask)
         if found is None:
@@ -369,6 +372,26 @@ class LanceDBVectorStore(VectorStore):
             if "not found" not in str(error).lower():
                 raise
             return None
+
+
+def _complete(table: Any, collection: str, rows: list[dict[str, Any]]) -> None:
+    """Fills in large titles and metadata, which only a document's first chunk has."""
+    first_chunks = {
+        row["document_id"]: chunk_id(collection, row["document_id"], 0)
+        for row in rows
+        if row["metadata"] is None
+    }
+    if not first_chunks:
+        return
+    query = table.search().select(["chunk_id", "title", "metadata"])
+    found = query.where(f"chunk_id IN ({_literals([*first_chunks.values()])})").to_list()
+    by_chunk = {row["chunk_id"]: row for row in found}
+    for row in rows:
+        if row["metadata"] is None:
+            # Nothing, if another run has just taken the document out.
+            first = by_chunk.get(first_chunks[row["document_id"]], {})
+            row["title"] = first.get("title") or ""
+            row["metadata"] = first.get("metadata") or "{}"
 
 
 def _with_removals(rows: pa.RecordBatchReader, removed: set[str]) -> Iterator[pa.RecordBatch]:
