@@ -21,7 +21,7 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.measure import Line, print_tables, write_results
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from tests.support.backfill_project import EMPTY, VARIABLE, partition_keys, write_corpus
 from tests.support.dagster_server import DagsterServer, dagster_server
 from tests.support.instance import shipped_instance
@@ -37,7 +37,7 @@ def measure(
     folder.mkdir()
     write_corpus(folder / "corpus.jsonl", partitions, documents)
     orders = json.dumps({"folder": str(folder), "partitions_per_run": per_run})
-    assets = [dg.AssetKey([prefix, name]) for name in Collection.ASSETS]
+    assets = [dg.AssetKey([prefix, name]) for name in CollectionAssets.ASSETS]
     with dagster_server(
         folder / "home", "tests.support.backfill_project", {VARIABLE: orders}
     ) as server:

@@ -39,7 +39,7 @@ def write_document(path: Path, number: int, text: str) -> None:
 def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
     """One tick in this process."""
     from embedding_assets.automation.source_sensor import SourceTick
-    from embedding_assets.collection.collection import Collection
+    from embedding_assets.collection.collection import CollectionAssets
     from embedding_assets.collection.settings import CollectionSettings
     from embedding_assets.runs.memory import peak_memory_mb
     from resources.artifact_stores.files import FileArtifactStore
@@ -54,7 +54,7 @@ def tick(folder: Path, cursor: str | None) -> dict[str, Any]:
     source = settings.source.build()
     artifacts = FileArtifactStore(url=str(folder / "artifacts"))
     started, cpu_started = time.perf_counter(), time.process_time()
-    result = SourceTick(Collection(settings), source, artifacts).evaluate(cursor)
+    result = SourceTick(CollectionAssets(settings), source, artifacts).evaluate(cursor)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

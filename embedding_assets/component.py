@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from embedding_assets.automation import automation
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
@@ -72,7 +72,7 @@ def collection_definitions(
     settings: CollectionSettings, environment: Environment | None = None
 ) -> dg.Definitions:
     """The assets and the resources of one collection, and what runs them."""
-    collection = Collection(settings)
+    collection = CollectionAssets(settings)
     automated = automation(collection)
     return dg.Definitions(
         jobs=automated.jobs,

@@ -36,7 +36,7 @@ from dagster_shared.record import record
 from pydantic import ValidationError
 from yaml import MarkedYAMLError
 
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.environment import read_environment
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
@@ -73,7 +73,7 @@ def load_collections() -> LoadedCollections:
         try:
             tree.check_name(settings.name)
             own = shared | collection_resources(settings, environment)
-            loaded.append((settings, Collection(settings).resources_of(own)))
+            loaded.append((settings, CollectionAssets(settings).resources_of(own)))
         except EmbeddingAssetsError as error:
             broken.append(_sentence(file, error))
     loaded.sort(key=lambda one: one[0].name)

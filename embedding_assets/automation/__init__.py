@@ -16,7 +16,7 @@ from embedding_assets.automation.reconcile_sensor import reconcile_sensor
 from embedding_assets.automation.run_requests import AssetJob
 from embedding_assets.automation.schedule import partition_schedule
 from embedding_assets.automation.source_sensor import source_sensor
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Automation:
     sensors: list[dg.SensorDefinition]
 
 
-def automation(collection: Collection) -> Automation:
+def automation(collection: CollectionAssets) -> Automation:
     """The jobs over all assets of a collection, and what starts the first of them."""
     job = dg.define_asset_job(
         f"{collection.name}_update",

@@ -29,7 +29,7 @@ from embedding_assets.automation.inventory import (
     update,
 )
 from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.partitions import partition_for
 from embedding_assets.documents.source_state import from_bytes
 from embedding_assets.documents.unchanged import ingested_digest
@@ -67,7 +67,7 @@ class Differences:
         self.states[partition] = fingerprint(repr(state), 8).hex()
 
 
-def reconcile_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
+def reconcile_sensor(collection: CollectionAssets, job: AssetJob) -> dg.SensorDefinition:
     settings = collection.settings.automation
 
     @dg.sensor(
@@ -92,7 +92,7 @@ def reconcile_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefiniti
 class ReconcileTick:
     """One comparison, of as many partitions as there is time for."""
 
-    collection: Collection
+    collection: CollectionAssets
     resources: CollectionResources
 
     def evaluate(self, written_cursor: str | None) -> dg.SensorResult | dg.SkipReason:
@@ -377,7 +377,7 @@ def _groups(partitions: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _unfinished_work(
-    instance: dg.DagsterInstance, collection: Collection, job_name: str
+    instance: dg.DagsterInstance, collection: CollectionAssets, job_name: str
 ) -> str | None:
     """A run or backfill of the collection that is under way: what it leaves is not known yet."""
     own = {collection.asset_key(asset) for asset in collection.ASSETS}

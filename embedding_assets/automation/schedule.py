@@ -7,13 +7,13 @@ file changed or not, and its last run is what the freshness policy waits for.
 import dagster as dg
 
 from embedding_assets.automation.run_requests import AssetJob, PartitionRun, partition_runs
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import closed_partition
 
 _DAYS = {"day": "* * *", "week": "* * 1", "month": "1 * *", "year": "1 1 *", "bucket": "* * *"}
 
 
-def partition_schedule(collection: Collection, job: AssetJob) -> dg.ScheduleDefinition:
+def partition_schedule(collection: CollectionAssets, job: AssetJob) -> dg.ScheduleDefinition:
     settings = collection.settings
 
     @dg.schedule(

@@ -20,7 +20,7 @@ from embedding_assets.automation.inventory import (
     update,
 )
 from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import period_of_key
 from embedding_assets.documents.source_state import UNPLACED
 from embedding_assets.documents.unchanged import ingested_digest, listing_digest
@@ -41,7 +41,7 @@ class SourceCursor(SensorCursor):
     for it were requested."""
 
 
-def source_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
+def source_sensor(collection: CollectionAssets, job: AssetJob) -> dg.SensorDefinition:
     settings = collection.settings.automation.source_sensor
 
     @dg.sensor(
@@ -66,7 +66,7 @@ def source_sensor(collection: Collection, job: AssetJob) -> dg.SensorDefinition:
 class SourceTick:
     """One look at the source."""
 
-    collection: Collection
+    collection: CollectionAssets
     source: DocumentSource
     artifacts: ArtifactStore
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedding_assets.cli.terminal import console, plain
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import read_environment
 from resources.errors import EmbeddingAssetsError
 
@@ -145,7 +145,7 @@ def _print_summary(
     checks: Iterable[tuple[str, bool]],
     seconds: float,
 ) -> None:
-    documents, chunks, embeddings, index = (numbers[asset] for asset in Collection.ASSETS)
+    documents, chunks, embeddings, index = (numbers[asset] for asset in CollectionAssets.ASSETS)
     table = Table(title=f"\nDone in {seconds:.0f} s", title_justify="left", show_header=False)
     table.add_row(
         "documents",

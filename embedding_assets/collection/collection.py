@@ -22,8 +22,8 @@ _POOLS = {"embeddings": "embedding_device", "vector_index": "vector_store_writer
 
 
 @dataclass(frozen=True)
-class Collection:
-    """A collection as Dagster sees it: the keys, partitions and common properties of its assets."""
+class CollectionAssets:
+    """The assets of a collection, as Dagster sees them: keys, partitions, common properties."""
 
     ASSETS: ClassVar = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.settings import CollectionSettings
 from resources.artifact_stores.from_url import artifact_store_from_url
@@ -47,7 +47,7 @@ def collection_resources(
 ) -> dict[str, Any]:
     """The resources of one collection, by resource key."""
     environment = environment or read_environment()
-    collection = Collection(settings)
+    collection = CollectionAssets(settings)
     resources: dict[str, Any] = {
         collection.source_key: settings.source.build(),
         collection.embedder_key: settings.embedder.build(environment.models),

@@ -3,14 +3,14 @@
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.deduplicated_chunks.cache_lookup import Planner
 from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 
 
-def deduplicated_chunks_asset(collection: Collection) -> dg.AssetsDefinition:
+def deduplicated_chunks_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     @collection.asset(
         "deduplicated_chunks",
         after="documents",

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.documents.checks import DocumentChecks
 from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
@@ -20,7 +20,7 @@ class DocumentsConfig(dg.Config):
     )
 
 
-def documents_asset(collection: Collection) -> dg.AssetsDefinition:
+def documents_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     checks = DocumentChecks(collection)
 
     @collection.asset(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.runs.check_results import EXAMPLES
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _WARN, _ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 class DocumentChecks:
     """`accounting`: every record of the source is stored, quarantined, or of another partition."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: CollectionAssets) -> None:
         self._asset = collection.asset_key("documents")
         self.specs = [
             dg.AssetCheckSpec(

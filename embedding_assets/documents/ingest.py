@@ -16,7 +16,7 @@ from embedding_assets.artifacts.parquet import write_parquet
 from embedding_assets.artifacts.quarantine import replace_quarantine
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch, scratch
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import periods
 from embedding_assets.documents.deletions import DeletionGuard
 from embedding_assets.documents.numbers import Ingested, partition_numbers
@@ -48,7 +48,7 @@ class Ingest:
         accept_deletions: whether all may go that the source does not have.
     """
 
-    collection: Collection
+    collection: CollectionAssets
     source: DocumentSource
     artifacts: ArtifactStore
     partitions: Sequence[str]

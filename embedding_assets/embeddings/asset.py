@@ -3,7 +3,7 @@
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.embeddings.checks import EmbeddingChecks
 from embedding_assets.embeddings.job import EmbeddingJob
@@ -14,7 +14,7 @@ from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 
 
-def embeddings_asset(collection: Collection) -> dg.AssetsDefinition:
+def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     checks = EmbeddingChecks(collection)
 
     @collection.asset(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.runs.check_results import EXAMPLES
 from embedding_assets.runs.trends import trend
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class EmbeddingChecks:
     """Throughput, cache hit rate, error rate of a run: against thresholds and the last runs."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: CollectionAssets) -> None:
         self._asset = collection.asset_key("embeddings")
         self._thresholds = collection.settings.checks
         self.specs = [

@@ -13,7 +13,7 @@ import dagster as dg
 from embedding_assets.artifacts.keys import plan_key
 from embedding_assets.artifacts.schemas import PLAN
 from embedding_assets.artifacts.scratch import Scratch, scratch
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.deduplicated_chunks.cache_lookup import Planner
 from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
@@ -65,7 +65,7 @@ def plan(
         instance: tells the speed of the last runs.
         log: progress goes here.
     """
-    collection = Collection(settings)
+    collection = CollectionAssets(settings)
     numbers: dict[str, dict[str, Any]] = {partition: {} for partition in partitions}
 
     def record(finished: dict[str, dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.operations.report import write_report
 from embedding_assets.runs.history import latest_materializations
 
@@ -21,7 +21,7 @@ class ReportConfig(dg.Config):
     )
 
 
-def report_asset(collection: Collection) -> dg.AssetsDefinition:
+def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     @dg.asset(
         key=collection.asset_key("report"),
         deps=[collection.asset_key("vector_index")],

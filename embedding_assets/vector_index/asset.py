@@ -5,14 +5,14 @@ from contextlib import ExitStack
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 from embedding_assets.vector_index.checks import IndexChecks
 from embedding_assets.vector_index.update import IndexUpdate, replace_rows
 
 
-def vector_index_asset(collection: Collection) -> dg.AssetsDefinition:
+def vector_index_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     checks = IndexChecks(collection)
 
     @collection.asset(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.settings import EvaluationSettings
 from embedding_assets.retrieval.evaluation import evaluate_index
 from embedding_assets.retrieval.search import IndexReader
@@ -16,7 +16,7 @@ from embedding_assets.vector_index.numbers import Completeness, Integrity
 class IndexChecks:
     """What stands in the store after the run, read back from the store."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(self, collection: CollectionAssets) -> None:
         self._collection = collection
         self._asset = collection.asset_key("vector_index")
         self.specs = [

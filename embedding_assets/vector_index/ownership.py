@@ -9,7 +9,7 @@ from embedding_assets.artifacts.keys import documents_key, withheld_key
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.schemas import DOCUMENTS
 from embedding_assets.artifacts.scratch import Scratch
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.partitions import partition_for
 
 _ELSEWHERE = pa.schema([("document_id", pa.string()), ("partition", pa.string())])
@@ -49,7 +49,7 @@ class Ownership:
     """
 
     def __init__(
-        self, collection: Collection, resources: CollectionResources, database: Scratch
+        self, collection: CollectionAssets, resources: CollectionResources, database: Scratch
     ) -> None:
         self._name = collection.name
         self._resources = resources

@@ -15,7 +15,7 @@ from embedding_assets.artifacts.keys import (
 )
 from embedding_assets.artifacts.partition_files import PartitionFiles, partition_files
 from embedding_assets.artifacts.scratch import Scratch
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.runs.grouping import group_small
 from embedding_assets.vector_index.difference import Difference, Removals
 from embedding_assets.vector_index.numbers import Completeness, IndexNumbers, Integrity
@@ -57,7 +57,7 @@ class IndexUpdate:
 
     def __init__(
         self,
-        collection: Collection,
+        collection: CollectionAssets,
         resources: CollectionResources,
         space_rank: int,
         database: Scratch,

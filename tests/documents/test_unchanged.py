@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.documents import unchanged
 from embedding_assets.documents.ingest import Ingest
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_loses_no_refusal(tmp_path: Path) -> None:
     """No partition counts as read before the refusals of the run are written down."""
     _write_with_refusals(tmp_path / "source" / "a.jsonl")
     pipeline = _pipeline(tmp_path, BUCKETS)
-    collection = Collection(pipeline.collection)
+    collection = CollectionAssets(pipeline.collection)
 
     class Stopped(Exception):
         pass

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from tests.support.backfill_project import VARIABLE, partition_keys, pipeline, write_corpus
 from tests.support.checkout import PROJECT
 from tests.support.dagster_server import dagster_server
@@ -24,7 +24,7 @@ def test_a_backfill_that_is_cancelled_resumed_and_killed_loses_and_repeats_nothi
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl", PARTITIONS, DOCUMENTS)
     orders = json.dumps({"folder": str(tmp_path), "partitions_per_run": PER_RUN})
-    assets = [dg.AssetKey(["corpus", name]) for name in Collection.ASSETS]
+    assets = [dg.AssetKey(["corpus", name]) for name in CollectionAssets.ASSETS]
     home = tmp_path / "home"
     with dagster_server(home, "tests.support.backfill_project", {VARIABLE: orders}) as server:
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.settings import ChunkingSettings
 from embedding_assets.deduplicated_chunks.chunks import Splitter
 from embedding_assets.runs.history import latest_materializations
@@ -981,7 +981,7 @@ def test_partitions_of_a_run_over_very_many_keep_their_essential_numbers(
     pipeline = _pipeline(tmp_path, records, YEARS)
     monkeypatch.setattr("embedding_assets.runs.range_run._FEW_PARTITIONS", 1)
     result = pipeline.run("2023", "2024")
-    kept = {asset: set(per_partition(result, asset)["2023"]) for asset in Collection.ASSETS}
+    kept = {asset: set(per_partition(result, asset)["2023"]) for asset in CollectionAssets.ASSETS}
     assert kept["documents"] == {"added", "changed", "unchanged", "deleted", "quarantined"}
     assert kept["embeddings"] == {
         "chunks", "distinct_chunks", "cache_hits", "cache_misses", "cache_hit_rate", "embedded",

@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from embedding_assets.collection.collection import Collection
+from embedding_assets.collection.collection import CollectionAssets
 from resources.dagster_instance.executor import one_process_executor
 from tests.support.fakes import CountingEmbedder
 from tests.support.pipeline import Pipeline
@@ -63,7 +63,7 @@ def empty_assets(own: Pipeline) -> list[dg.AssetsDefinition]:
     settings = own.collection
     after: list[dg.AssetKey] = []
     assets = []
-    for name in Collection.ASSETS:
+    for name in CollectionAssets.ASSETS:
 
         @dg.asset(
             key=[EMPTY, name],

@@ -17,7 +17,7 @@ from embedding_assets.artifacts.keys import (
     documents_quarantine_key,
     embeddings_quarantine_key,
 )
-from embedding_assets.collection.collection import Collection, CollectionResources
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import collection_definitions
 from resources.artifact_stores.files import FileArtifactStore
@@ -29,7 +29,7 @@ from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
 from tests.support.instance import instance_in_memory
 
-ASSETS = Collection.ASSETS
+ASSETS = CollectionAssets.ASSETS
 
 
 @dataclass
