@@ -29,6 +29,7 @@ from embedding_assets.automation.inventory import (
     update,
 )
 from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
+from embedding_assets.automation.source_sensor import is_still_requesting
 from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.partitions import partition_for
 from embedding_assets.documents.source_state import from_bytes
@@ -82,7 +83,13 @@ def reconcile_sensor(collection: CollectionAssets, job: AssetJob) -> dg.SensorDe
         busy = _unfinished_work(context.instance, collection, job.name)
         if busy:
             return dg.SkipReason(f"Waits until {busy} is finished, and compares then.")
-        tick = ReconcileTick(collection, collection.resources(context))
+        resources = collection.resources(context)
+        if is_still_requesting(context.instance, collection, resources.artifacts):
+            return dg.SkipReason(
+                "Waits until the source sensor, which is on, has requested what it finds: both "
+                "would ask for the same."
+            )
+        tick = ReconcileTick(collection, resources)
         return tick.evaluate(context.cursor)
 
     return sensor

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 import pyarrow.parquet as pq
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData
 from pydantic import Field
 
 from embedding_assets.artifacts.quarantine import duplicate_winner
@@ -40,12 +42,20 @@ class SourceCursor(SensorCursor):
     """When somebody agreed to the deletions that were withheld of a partition, as far as the runs
     for it were requested."""
 
+    def key(self, collection: CollectionAssets) -> str:
+        """Of the inventory, in the artifact store."""
+        return f"{_folder(collection)}{self.name}.parquet"
+
+
+def _folder(collection: CollectionAssets) -> str:
+    return f"{collection.name}/automation/source_sensor/"
+
 
 def source_sensor(collection: CollectionAssets, job: AssetJob) -> dg.SensorDefinition:
     settings = collection.settings.automation.source_sensor
 
     @dg.sensor(
-        name=f"{collection.name}_source",
+        name=_name(collection),
         job=job,
         minimum_interval_seconds=settings.every_seconds,
         default_status=collection.settings.automation.default_sensor_status,
@@ -60,6 +70,37 @@ def source_sensor(collection: CollectionAssets, job: AssetJob) -> dg.SensorDefin
         ).evaluate(context.cursor)
 
     return sensor
+
+
+def _name(collection: CollectionAssets) -> str:
+    return f"{collection.name}_source"
+
+
+def is_still_requesting(
+    instance: dg.DagsterInstance, collection: CollectionAssets, artifacts: ArtifactStore
+) -> bool:
+    """Whether the sensor is on and has not yet looked at the source, or not yet requested all."""
+    if instance.schedule_storage is None:  # in memory: no sensor is on
+        return False
+    by_default = collection.settings.automation.running
+    states = [
+        state
+        for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
+        if state.instigator_name == _name(collection)
+    ]
+    if not states:
+        return by_default
+    for state in states:
+        declared = state.status == InstigatorStatus.DECLARED_IN_CODE
+        if by_default if declared else state.status == InstigatorStatus.RUNNING:
+            data = state.instigator_data
+            written = data.cursor if isinstance(data, SensorInstigatorData) else None
+            if not written:
+                return True
+            key = SourceCursor.model_validate_json(written).key(collection)
+            if (inventory := Inventory.load(artifacts, key)) and inventory.pending:
+                return True
+    return False
 
 
 @dataclass
@@ -87,7 +128,7 @@ class SourceTick:
         if same and not newly_agreed:
             return self._skip(f"All {len(listing):,} files are as they were.", withheld)
 
-        before = self._key(cursor)
+        before = cursor.key(self.collection)
         inventory = Inventory.load(self.artifacts, before) or Inventory()
         changes = update(
             inventory,
@@ -198,17 +239,10 @@ class SourceTick:
                         return partition
         return known_partitions[-1]
 
-    def _key(self, cursor: SourceCursor) -> str:
-        return f"{self._prefix}{cursor.name}.parquet"
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.collection.name}/automation/source_sensor/"
-
     def _save(self, inventory: Inventory, cursor: SourceCursor, keep: str) -> None:
-        inventory.save(self.artifacts, self._key(cursor))
-        for key in self.artifacts.list_keys(self._prefix, ".parquet"):
-            if key not in (keep, self._key(cursor)):
+        inventory.save(self.artifacts, cursor.key(self.collection))
+        for key in self.artifacts.list_keys(_folder(self.collection), ".parquet"):
+            if key not in (keep, cursor.key(self.collection)):
                 self.artifacts.remove(key)
 
 

@@ -12,6 +12,17 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+)
 
 from embedding_assets.automation.failure_sensor import failure_sensor
 from embedding_assets.component import collection_definitions
@@ -19,7 +30,7 @@ from embedding_assets.documents.deletions import DeletionGuard
 from embedding_assets.documents.spool import Spool
 from resources.notifier import LogNotifier, WebhookNotifier
 from tests.support.fakes import POISON, CountingEmbedder
-from tests.support.instance import instance_in_memory
+from tests.support.instance import instance_in_memory, shipped_instance
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
 
 DAILY = {
@@ -140,6 +151,44 @@ def test_new_changed_and_deleted_files_are_requested_once_each_and_exactly(
     assert automated.execute("source") == ["2024-01-20"]
     assert automated.titles() == {"a": "first", "b": "second"}
     assert automated.execute("source") == []
+
+
+def test_at_the_first_start_of_both_sensors_the_source_sensor_alone_requests(
+    tmp_path: Path,
+) -> None:
+    with shipped_instance(tmp_path / "home") as instance:
+        automated = Automated(
+            tmp_path, instance, automation={"source_sensor": {"max_runs_per_tick": 1}}
+        )
+        automated.write("a.jsonl", document("a", 1), document("b", 9), document("c", 20))
+        location = RegisteredCodeLocationOrigin("here")
+        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "all"), "corpus_source")
+
+        def is_now(status: InstigatorStatus) -> None:
+            data = SensorInstigatorData(cursor=automated.cursors.get("corpus_source"))
+            instance.update_instigator_state(
+                InstigatorState(origin, InstigatorType.SENSOR, status, data)
+            )
+
+        on, off = InstigatorStatus.RUNNING, InstigatorStatus.STOPPED
+        instance.add_instigator_state(
+            InstigatorState(origin, InstigatorType.SENSOR, off, SensorInstigatorData())
+        )
+        everything = ["2024-01-20", "2024-01-09", "2024-01-01"]
+        assert automated.look("reconcile", record=False).run_requests
+        is_now(on)
+        for partition in everything:
+            assert automated.requested("reconcile") == []
+            assert "Waits until the source sensor" in automated.look("reconcile").skip_message
+            assert automated.execute("source") == [partition]
+            is_now(on)
+        assert automated.requested("reconcile") == automated.requested("source") == []
+        assert "compared" in automated.look("reconcile").skip_message
+
+        automated.write("a.jsonl", document("a", 1, "second"), document("b", 9), document("c", 20))
+        assert automated.requested("reconcile") == ["2024-01-01"], "what a lost tick left"
+        is_now(off)
+        assert automated.look("reconcile").run_requests is not None
 
 
 def test_a_document_that_gets_another_date_leaves_its_old_partition(automated: Automated) -> None:
