@@ -186,26 +186,6 @@ class Patience:
             return self._verdict(self._blamed)
         return Next("again", self._blamed)
 
-    def _verdict(self, failure: Failure) -> Next:
-        many = failure.cause == "time-out" and self._texts > 1
-        return Next("shrink" if many else "split", failure)
-
-    def _fitting(self, action: Action) -> Action:
-        if action == "shrink" and self._texts == 1:
-            return "split"
-        if action == "split" and self.is_question and self._texts > 1:
-            return "shrink"  # who asks cannot do without one of them
-        return action
-
-    def _tries(self, rule: Rule) -> int:
-        if self.is_question:
-            return rule.questions
-        if self._suspect:
-            return 1
-        # One text that takes long is not sent in parts.
-        alone = rule.then == "ask harmless" and self._texts == 1
-        return max(rule.documents, _TRIES_ALONE) if alone else rule.documents
-
     def error(self, step: Next, key_variable: str | None, proxy: str | None) -> EmbeddingError:
         """Says that no hope is left, why, and what to do.
 

@@ -92,6 +92,11 @@ def test_a_text_for_which_the_server_fails_is_quarantined_and_the_run_keeps_the_
     ours.run(raise_on_error=False)
     assert len(ours.rows()) == 60
     assert [entry["document_id"] for entry in ours.embedding_quarantine()] == ["d37"]
+    del server.requests[:]
+    server.always = error(503)
+    with pytest.raises(EmbedderUnavailableError, match=r"The server fails .* Ask again"):
+        ours.opened.search("Which text?")
+    assert sizes(server) == [1, 1, 1], "and a search does not wait for a quarter of an hour"
 
 
 def test_an_outage_blames_no_text_and_only_the_harmless_one_is_sent_until_it_is_over(
