@@ -190,8 +190,9 @@ class DeletionSettings(Settings):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of refused records above which a file counts as unreadable: its known "
-        "documents stay, and the check accounting warns. 1 switches it off.",
+        description="Share of refused records above which a file counts as unreadable, as one does "
+        "that is empty: its known documents stay, and the check accounting warns. 1 switches both "
+        "off.",
     )
 
 

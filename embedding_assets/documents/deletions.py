@@ -15,7 +15,7 @@ the source held is written with it: nothing is requested again until the source 
 has agreed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -48,6 +48,8 @@ _REASONS = {
     "unfinished": "{name} was not read to its end, and {part:,} of its {whole:,} known documents "
     "were not seen",
     "refused": "of {name} {part:,} of {whole:,} records were refused",
+    "empty": "{name} is there, but holds nothing any more: {part:,} of its {whole:,} known "
+    "documents are gone",
     "file": "{part:,} of the {whole:,} known documents of {name} are gone",
     "partition": "{part:,} of the {whole:,} known documents of partition {name} are gone",
     "all": "{part:,} of the {whole:,} known documents of these partitions are gone",
@@ -58,7 +60,7 @@ _HALF_A_RECORD = (RefusalReason.malformed_line.value, RefusalReason.invalid_utf8
 file was cut off there."""
 _MOST_FILES = 1_000
 """Of so many files a partition remembers how much they held, the largest first."""
-_ENDS_WITH_ITS_CAUSE = ("unfinished", "refused")
+_ENDS_WITH_ITS_CAUSE = ("unfinished", "refused", "empty")
 """Why a deletion is withheld; the first that applies is told. `part` of `whole` is what suggests
 it, `name` the file or partition."""
 
@@ -112,6 +114,7 @@ class DeletionGuard:
         self,
         known: Sequence[str],
         broken_files: Sequence[str],
+        there: Collection[str],
         elsewhere: Callable[[list[str]], Sequence[str]],
     ) -> WithheldDeletions:
         """Fills the table `withheld`.
@@ -119,18 +122,22 @@ class DeletionGuard:
         Args:
             known: those partitions of the run that have documents of last time.
             broken_files: files that were not read to their end.
+            there: all files that were read.
             elsewhere: from files to the partitions outside the run that may have got documents of
                 theirs though this run does not see it.
         """
         self._load(known)
         self._find_gone()
-        self._find_scopes(broken_files)
+        self._find_unreadable_files(broken_files)
+        self._find_empty_files(there)
+        self._find_scopes_that_lose_much()
         self.database.execute(
             """
             CREATE OR REPLACE TABLE withheld AS
             SELECT g.*, CASE
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'unfinished') THEN 'unfinished'
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'refused') THEN 'refused'
+                WHEN file IN (SELECT name FROM scopes WHERE scope = 'empty') THEN 'empty'
                 WHEN renamed THEN NULL
                 WHEN file IN (SELECT name FROM scopes WHERE scope = 'file') THEN 'file'
                 WHEN partition IN (SELECT name FROM scopes WHERE scope = 'partition')
@@ -239,7 +246,7 @@ class DeletionGuard:
                     "(SELECT (partition, document_id) FROM earlier WHERE accepted)"
                 )
 
-    def _find_scopes(self, broken_files: Sequence[str]) -> None:
+    def _find_unreadable_files(self, broken_files: Sequence[str]) -> None:
         database, settings = self.database, self.settings
         database.create("scopes", _SCOPES)
         database.execute(
@@ -278,7 +285,24 @@ class DeletionGuard:
             sound=SOUND_RECORDS,
             share=settings.max_refused_share,
         )
-        self._find_scopes_that_lose_much()
+
+    def _find_empty_files(self, there: Collection[str]) -> None:
+        """Whoever removes all documents of a file seldom leaves an empty one."""
+        if self.settings.max_refused_share >= 1:
+            return
+        rows = self.database.rows(
+            """
+            SELECT 'empty', file, count(g.id), count(*)
+            FROM known_documents k LEFT JOIN gone g USING (partition, id, file)
+            WHERE file NOT IN (SELECT file FROM records UNION ALL SELECT file FROM elsewhere
+                               UNION ALL SELECT file FROM refusals)
+            GROUP BY file
+            HAVING count(g.id) > 1
+                OR count(g.id) = 1 AND file IN (SELECT name FROM yields_before WHERE documents > 1)
+            """
+        )
+        empty = [row for row in rows if row[1] in there]
+        self.database.insert("scopes", to_arrow(empty, _SCOPES))
 
     def _find_scopes_that_lose_much(self) -> None:
         """Files, partitions, and the run as a whole.

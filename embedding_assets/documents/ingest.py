@@ -82,8 +82,7 @@ class Ingest:
             )
         to_read = [partition for partition in self.partitions if partition not in unread]
         if to_read:
-            all_files = all(self._state.limited_to(file.path) is None for file in listing)
-            ingested = self._read(to_read, marks, all_files)
+            ingested = self._read(to_read, marks, {file.path for file in listing})
         else:
             self._forget_files_that_are_gone()
             ingested = Ingested()
@@ -93,19 +92,19 @@ class Ingest:
         return periods(self.collection.partitions, partitions)
 
     def _read(
-        self, partitions: Sequence[str], marks: Mapping[str, str], all_files: bool
+        self, partitions: Sequence[str], marks: Mapping[str, str], files: set[str]
     ) -> Ingested:
         """Reads the source and replaces the documents of each of the partitions."""
         with scratch() as database, closing(Spool(database)) as spool:
             read = self._fill(spool, partitions)
             spool.refuse_duplicates()
-            spool.count_yields(all_files)
+            spool.count_yields(all(self._state.limited_to(file) is None for file in files))
             broken_files = spool.broken_files()
             refused_files = spool.refused_files(self.collection.settings.deletions)
             keys = {p: documents_key(self._name, p) for p in partitions}
             known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
             guard = self._guard(database)
-            withheld = guard.find([*known], broken_files, partial(self._others, partitions))
+            withheld = guard.find([*known], broken_files, files, partial(self._others, partitions))
             yields = guard.yields()
             spool.retain(self.artifacts, {p: known[p] for p in withheld.partitions})
             # First, and of each partition before its documents: they have the mark by which another

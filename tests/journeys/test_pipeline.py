@@ -240,7 +240,7 @@ def test_documents_that_vanish_while_settings_change_leave_no_chunks_to_embed(
     _pipeline(tmp_path, _records(3), BUCKETS).run()
     (tmp_path / "source" / "a.jsonl").write_text("")
     changed = _pipeline(tmp_path, [], {**BUCKETS, "chunking": {"context": "none"}})
-    result = changed.run()
+    result = changed.run(config={"documents": {"accept_deletions": True}})
     assert numbers(result, "deduplicated_chunks")["distinct_chunks"] == 0
     assert _fake(changed).texts == []
     assert changed.rows() == []
