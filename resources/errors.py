@@ -1,5 +1,6 @@
 """What can go wrong, by kind. An error that is none of these is a bug of this project's."""
 
+import errno
 from typing import ClassVar, Literal
 
 FailureKind = Literal["unavailable", "out_of_memory", "error"]
@@ -93,3 +94,15 @@ class TextOutOfMemoryError(EmbedderOutOfMemoryError):
     """The device has no memory for these texts, but may have some for others."""
 
     blames_text = True
+
+
+def not_permitted(error: BaseException | None) -> str | None:
+    """A sentence, if the system refused access to a file: a folder that is read-only, say."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return None
+    return (
+        f"Access to {error.filename} is not permitted ({error.strerror}). Give this user the right "
+        "to read and to write there, or, if it is an output, another folder: EMBEDDING_DATA_DIR."
+    )

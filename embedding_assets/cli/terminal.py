@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from resources.errors import EmbeddingAssetsError
+from resources.errors import EmbeddingAssetsError, not_permitted
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 console = Console(markup=False, emoji=False)
@@ -55,7 +55,10 @@ def errors_for_people() -> Iterator[None]:
     """What can go wrong ends in one sentence; only a bug of ours ends in a traceback."""
     try:
         yield
-    except EmbeddingAssetsError as error:
-        lines = "\n".join(map(plain, str(error).split("\n")))
+    except (EmbeddingAssetsError, OSError) as error:
+        said = str(error) if isinstance(error, EmbeddingAssetsError) else not_permitted(error)
+        if said is None:
+            raise
+        lines = "\n".join(map(plain, said.split("\n")))
         typer.secho(f"Error: {lines}", fg="red", err=True)
         raise typer.Exit(1) from error

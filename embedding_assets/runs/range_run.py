@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.runs.memory import use_what_is_allowed
-from resources.errors import InvalidInputError
+from resources.errors import InvalidInputError, not_permitted
 
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
 # it is done, so that even a killed process leaves it recorded; the others when the step ends.
@@ -74,8 +74,9 @@ class RangeRun:
     ) -> None:
         if error_type is not None:
             self._record_now()
-        if isinstance(error, InvalidInputError):
-            raise dg.Failure(str(error), allow_retries=False) from None
+        said = str(error) if isinstance(error, InvalidInputError) else not_permitted(error)
+        if said:
+            raise dg.Failure(said, allow_retries=False) from None
 
     def _record_now(self) -> None:
         for partition, metadata in self._unrecorded.items():
