@@ -148,6 +148,12 @@ class CheckSettings(Settings):
     max_error_rate: float = Field(
         default=0.01, ge=0, le=1, description="Share of refused texts above which the check fails."
     )
+    max_unknown_tokens: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of tokens that the model does not know above which the check warns.",
+    )
     max_fallback_share: float = Field(
         default=0.5,
         ge=0,

@@ -27,6 +27,7 @@ class EmbeddingChecks:
                 ("throughput", "Chunks and tokens embedded a second."),
                 ("cache_hit_rate", "Share of the distinct chunks that the cache held."),
                 ("error_rate", "Share of the texts to embed that were refused."),
+                ("unknown_tokens", "Share of the tokens embedded that the model does not know."),
                 ("space_drift", "Fixed texts still get the vectors that they got at first."),
             )
         ]
@@ -96,6 +97,7 @@ class EmbeddingChecks:
         ]
         return [
             self._no_drift(canaries),
+            self._known_tokens(numbers),
             *(self._against_last_runs(instance, *judgement) for judgement in judged),
         ]
 
@@ -112,6 +114,28 @@ class EmbeddingChecks:
             metadata={
                 "least_cosine": cosines or "nothing was embedded",
                 "min_cosine": MIN_COSINE_OF_SPACE,
+            },
+        )
+
+    def _known_tokens(self, numbers: "EmbeddingNumbers") -> dg.AssetCheckResult:
+        limit = self._thresholds.max_unknown_tokens
+        passed = numbers.unknown_share <= limit
+        return dg.AssetCheckResult(
+            asset_key=self._asset,
+            check_name="unknown_tokens",
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=None
+            if passed
+            else (
+                f"The model does not know {numbers.unknown_share:.1%} of the tokens, more than "
+                f"{limit:.1%} (checks.max_unknown_tokens): what they mean is not in the vectors. "
+                "Is it a model for the language and the script of these documents?"
+            ),
+            metadata={
+                "unknown_share": numbers.unknown_share,
+                "tokens_unknown": numbers.tokens_unknown,
+                "max_unknown_tokens": limit,
             },
         )
 

@@ -26,6 +26,8 @@ class EmbeddingNumbers:
     fallback_tokens: int = 0
     tokens: int = 0
     tokens_truncated: int = 0
+    tokens_judged: int = 0
+    tokens_unknown: int = 0
     dollars: float = 0.0
     seconds: float = 0.0
     seconds_embedding: float = 0.0
@@ -48,6 +50,11 @@ class EmbeddingNumbers:
         return self.texts_refused / self.texts_tried if self.texts_tried else 0.0
 
     @property
+    def unknown_share(self) -> float:
+        """Of the tokens of all texts that the model was given, refused ones included."""
+        return self.tokens_unknown / self.tokens_judged if self.tokens_judged else 0.0
+
+    @property
     def chunks_per_second(self) -> float:
         return self.embedded / self.seconds_embedding if self.seconds_embedding else 0.0
 
@@ -64,7 +71,7 @@ class EmbeddingNumbers:
             name: value
             for name, value in vars(self).items()
             # Dagster keeps some hundred bytes of each number for each partition.
-            if name != "error_examples" and (value or name not in _SELDOM)
+            if name not in _INTERNAL and (value or name not in _SELDOM)
         }
         return {
             **numbers,
@@ -85,8 +92,10 @@ class EmbeddingNumbers:
         )
 
 
+_INTERNAL = ("error_examples", "tokens_judged")
 _SELDOM = (
-    "cache_entries_rejected", "left_to_fallback", "fallback_vectors", "fallback_embedded",
+    "tokens_unknown", "cache_entries_rejected",
+    "left_to_fallback", "fallback_vectors", "fallback_embedded",
     "fallback_errors", "fallback_tokens", "dollars",
 )  # fmt: skip
 

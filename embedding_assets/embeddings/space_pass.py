@@ -164,6 +164,9 @@ class SpacePass:
                 numbers.embedded += len(own)
                 numbers.tokens += int(embedded.batch.tokens[own].sum())
                 numbers.tokens_truncated += int(embedded.batch.truncated_tokens[own].sum())
+                numbers.tokens_judged += int(embedded.batch.tokens[rows].sum())
+                if embedded.batch.unknown_tokens is not None:
+                    numbers.tokens_unknown += int(embedded.batch.unknown_tokens[rows].sum())
                 numbers.dollars += float(dollars[rows].sum())
             embedded_rows = batch.filter(pa.array(good))
             yield from _vectors_by_partition(embedded_rows, embedded.batch.vectors[good])

@@ -20,6 +20,9 @@ _CALLS_PER_WINDOW = 4
 _WINDOW_BYTES = 8_000_000
 """Texts are sorted in windows of so many calls of the model, or so many bytes if that is less."""
 
+NO_KNOWN_TOKEN = "no_known_token"
+"""The reason of a text of which the model sees nothing."""
+
 Item = TypeVar("Item")
 
 
@@ -159,6 +162,7 @@ def embed_each(
     vectors = np.zeros((len(texts), dimension), dtype=np.float32)
     tokens = np.zeros(len(texts), dtype=np.int32)
     truncated = np.zeros(len(texts), dtype=np.int32)
+    unknown = np.zeros(len(texts), dtype=np.int32)
     errors: list[tuple[str, str] | None] = [None] * len(texts)
     dollars = 0.0
     failed_in_a_row = 0
@@ -186,6 +190,11 @@ def embed_each(
             vectors[start:end] = result.vectors
             tokens[start:end] = result.tokens
             truncated[start:end] = result.truncated_tokens
+            if result.unknown_tokens is not None and result.known_tokens is not None:
+                unknown[start:end] = result.unknown_tokens
+                for row in np.flatnonzero(result.known_tokens == 0):
+                    errors[start + row] = (NO_KNOWN_TOKEN, _nothing_known(result, row))
+                    vectors[start + row] = 0
             continue
         # Halve outside the `except` block: the traceback would keep the batch's tensors alive.
         parts = embedder.batches(texts[start:end])
@@ -198,7 +207,15 @@ def embed_each(
             norm = float(np.linalg.norm(vectors[row]))
             errors[row] = ("invalid_vector", f"the model returned a vector of norm {norm}")
             vectors[row] = 0
-    return EmbeddingBatch(vectors, tokens, truncated, dollars), errors
+    return EmbeddingBatch(vectors, tokens, truncated, dollars, unknown), errors
+
+
+def _nothing_known(batch: EmbeddingBatch, row: int) -> str:
+    unknown = 0 if batch.unknown_tokens is None else int(batch.unknown_tokens[row])
+    return (
+        f"the model knows no token of the text ({unknown} are unknown to it): all such texts would "
+        "have one vector; a model for the text's language or script is needed"
+    )
 
 
 def _cost_of_doubt(embedder: Embedder, spent: float) -> float:

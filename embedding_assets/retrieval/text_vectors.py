@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from resources.caches.base import EmbeddingCache
 from resources.caches.vectors import CONTENT_HASH_TYPE
-from resources.embedders.base import Embedder, Role
+from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.errors import InvalidInputError
 from resources.identity.content_hash import canonical_text, content_hash, query_hash
 
 
@@ -24,6 +25,9 @@ def text_vectors(
 
     Returns:
         Shape (n, dimension), float32.
+
+    Raises:
+        InvalidInputError: the model knows no token of a text.
     """
     space = embedder.space
     canonical = [canonical_text(text) for text in texts]
@@ -35,7 +39,18 @@ def text_vectors(
     missing = np.flatnonzero(~answer.found)
     if len(missing):
         batch = embedder.embed([distinct[row] for row in missing], role=role)
+        _check_known([distinct[row] for row in missing], batch, embedder)
         vectors[missing] = batch.vectors
         cache.put(space, hashes.take(pa.array(missing)), batch.vectors)
     row_of = {text: row for row, text in enumerate(distinct)}
     return vectors[[row_of[text] for text in canonical]]
+
+
+def _check_known(texts: Sequence[str], batch: EmbeddingBatch, embedder: Embedder) -> None:
+    if batch.known_tokens is None:
+        return
+    for row in np.flatnonzero(batch.known_tokens == 0):
+        raise InvalidInputError(
+            f"The model {embedder.space.model} knows no token of {texts[row][:60]!r}, so its "
+            "vector would say nothing. Ask in a language and a script that the model knows."
+        )

@@ -27,12 +27,18 @@ class EmbeddingBatch:
         tokens: shape (n,), int32; tokens given to the model, prompt and special tokens included.
         truncated_tokens: shape (n,), int32; tokens cut off at the model's limit.
         dollars: that all of them cost, lost answers included.
+        unknown_tokens: shape (n,), int32; tokens that stand for whatever the model does not know.
+            None: the embedder cannot tell, nor `known_tokens`.
+        known_tokens: shape (n,), int32; the other tokens of the text itself. Texts without any get
+            the same vector.
     """
 
     vectors: np.ndarray
     tokens: np.ndarray
     truncated_tokens: np.ndarray
     dollars: float = 0.0
+    unknown_tokens: np.ndarray | None = None
+    known_tokens: np.ndarray | None = None
 
 
 class Embedder(dg.ConfigurableResource, ABC):

@@ -203,7 +203,7 @@ def _watch(page: Any, picture: Callable[[str], None]) -> None:
 
 CHECKS = {
     "documents": ("accounting",),
-    "embeddings": ("throughput", "cache_hit_rate", "error_rate", "space_drift"),
+    "embeddings": ("throughput", "cache_hit_rate", "error_rate", "unknown_tokens", "space_drift"),
     "vector_index": ("vector_integrity", "completeness"),
 }
 

@@ -168,7 +168,7 @@ class DeviceWorkers:
         finally:
             with self._lock:
                 worker.load -= len(tokenized.tokens)
-        return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
+        return tokenized.with_vectors(vectors)
 
     def close(self) -> None:
         """Ends the workers."""

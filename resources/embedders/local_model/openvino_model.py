@@ -241,7 +241,7 @@ class OpenVINOModel:
         with self._tokenizing:
             tokenized = self._tokens.tokenize(texts, prompt)
         vectors = self._infer(tokenized.ids, tokenized.lengths)
-        return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
+        return tokenized.with_vectors(vectors)
 
     def self_check(self) -> SelfCheck:
         """Embeds the reference texts and compares with what sentence-transformers made of them."""

@@ -9,8 +9,12 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
+from resources.embedders.base import EmbeddingBatch
 from resources.errors import EmbeddingError, ModelError, TextError
 
+_UNKNOWN = ("[UNK]", "<unk>")
+_SPACE = "\u2581"  # SentencePiece puts it before a word that it does not know
+_NO_TOKEN = -1
 _LANES = 16
 _MOST_PADDING = 1 / 32
 
@@ -24,11 +28,26 @@ class TokenizedTexts:
             included.
         lengths: shape (n,), int32; none above the model's limit.
         truncated: shape (n,), int32; tokens that were cut off.
+        unknown: shape (n,), int32; how many of a text are the token for what is not known;
+            None: nobody looked.
+        known: shape (n,), int32; how many are another token, without prompt and special tokens.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     truncated: np.ndarray
+    unknown: np.ndarray | None = None
+    known: np.ndarray | None = None
+
+    def with_vectors(self, vectors: np.ndarray) -> EmbeddingBatch:
+        """The texts with their vectors, of shape (n, dimension)."""
+        return EmbeddingBatch(
+            vectors,
+            self.lengths,
+            self.truncated,
+            unknown_tokens=self.unknown,
+            known_tokens=self.known,
+        )
 
     @cached_property
     def ids(self) -> list[np.ndarray]:
@@ -65,6 +84,11 @@ class TextTokenizer:
         self._types = types[:first], types[first], types[last:]
         self._max_tokens = max_tokens
         self._room = max_tokens - len(self._prefix) - len(self._suffix)
+        named = getattr(tokenizer.model, "unk_token", None)
+        ids_of = [tokenizer.token_to_id(name) for name in (named, *_UNKNOWN) if name]
+        self._unknown = next((found for found in ids_of if found is not None), _NO_TOKEN)
+        space = tokenizer.token_to_id(_SPACE)
+        self._space = _NO_TOKEN if space is None else space
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> TokenizedTexts:
         """Tokenizes the texts, each with the prompt before it, and cuts those that are too long.
@@ -91,12 +115,23 @@ class TextTokenizer:
                 content = content[place >= np.repeat(truncated, counts)]
             else:
                 content = content[place < self._room]
-        lengths = counts - truncated + len(self._prefix) + len(self._suffix)
+        kept = counts - truncated
+        lengths = kept + len(self._prefix) + len(self._suffix)
+        unknown = _count(content == self._unknown, kept)
+        known = kept - unknown - _count(content == self._space, kept)
+        if prompt:
+            known = np.maximum(known - self._known_of(prompt), 0)
         return TokenizedTexts(
             self._surrounded(lengths, self._prefix, content, self._suffix),
             lengths.astype(np.int32),
             truncated.astype(np.int32),
+            unknown.astype(np.int32),
+            known.astype(np.int32),
         )
+
+    def _known_of(self, prompt: str) -> int:
+        known = self.tokenize([prompt]).known
+        return 0 if known is None else int(known[0])
 
     def token_types(self, lengths: np.ndarray) -> np.ndarray:
         """Shape (sum of lengths,), int64; the type ids of texts end to end."""
@@ -175,6 +210,12 @@ class TokenizerPool:
             return tokenizer.tokenize(texts, prompt)
         finally:
             self._idle.put(tokenizer)
+
+
+def _count(matches: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Shape (n,); how many tokens match in each of n texts that lie end to end."""
+    rows = np.searchsorted(np.cumsum(lengths), np.flatnonzero(matches), side="right")
+    return np.bincount(rows, minlength=len(lengths))
 
 
 def positions(lengths: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ class TorchModel:
         """
         tokenized = self._tokenizers.tokenize(texts, prompt)
         vectors = self.embed_tokenized(texts, prompt, tokenized)
-        return EmbeddingBatch(vectors, tokenized.lengths, tokenized.truncated)
+        return tokenized.with_vectors(vectors)
 
     def embed_tokenized(
         self, texts: Sequence[str], prompt: str, tokenized: TokenizedTexts
