@@ -18,10 +18,12 @@ _PREFIX = "EMBEDDING_"
 _CHECKOUT = Path(__file__).parents[2]
 
 
-class Environment(BaseSettings, frozen=True):
+class Environment(BaseSettings):
     """All variables, each EMBEDDING_ and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     project: Path = Field(
         description="Folder of the Dagster project: `defs`, data and models belong to it. By "
@@ -83,6 +85,9 @@ class Environment(BaseSettings, frozen=True):
     @classmethod
     def _path_in_project(cls, url: str | None, info: ValidationInfo) -> str | None:
         return url and in_folder(url, info.data["project"])
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
 
     @property
     def models(self) -> Path:

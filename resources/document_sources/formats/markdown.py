@@ -46,7 +46,8 @@ class _FrontMatterLoader(yaml.SafeLoader):
     Nine lines of aliases expand to gigabytes.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    # Not the parent's own, which are of version 1.1.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
