@@ -442,6 +442,7 @@ def test_an_agreement_is_requested_once_though_its_run_has_not_begun(automated: 
     automated.execute("source")
     automated.pipeline.opened.accept_deletions("2024-01-01")
     lost = automated.look("source", record=False).run_requests
+    assert [_range(request) for request in lost] == ["2024-01-01"]
     assert [request.run_key for request in automated.look("source").run_requests] == [
         request.run_key for request in lost
     ]
