@@ -6,6 +6,7 @@ eight bytes of length, JSON, and arrays as they lie in memory. It ends when its 
 none outlives a killed parent.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -246,7 +248,11 @@ class _Worker:
             stderr=self._said,
             start_new_session=True,  # a Ctrl-C is for the parent, whose end ends this
         )
-        threading.Thread(target=self._receive, name=f"vectors of {name}", daemon=True).start()
+        self._receiving = threading.Thread(
+            target=self._receive, name=f"vectors of {name}", daemon=True
+        )
+        self._receiving.start()
+        _open_workers.add(self)
         self._send(settings.to_message(), [])
 
     def wait_until_ready(self) -> None:
@@ -288,6 +294,10 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
 
+    def wait_until_ended(self) -> None:
+        """Returns when the process has ended, or does not in good time."""
+        self._receiving.join(_SECONDS_TO_END)
+
     def __str__(self) -> str:
         return self._about
 
@@ -322,6 +332,20 @@ class _Worker:
     def _raise_if_failed(self, header: dict[str, Any]) -> None:
         if "error" in header:
             raise from_message(header["error"], f"{self.name}: ")
+
+
+_SECONDS_TO_END = 5.0
+_open_workers: "weakref.WeakSet[_Worker]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Before Python ends: of what a thread that still reads keeps alive, DuckDB complains then."""
+    workers = list(_open_workers)
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.wait_until_ended()
 
 
 # --- the worker -----------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from resources.embedders.local_model.device_workers import (
 )
 from resources.embedders.local_model.model_files import FileHashes, ModelFiles
 from resources.errors import EmbeddingError, ModelError, TextError
+from tests.support.checkout import PROJECT
 from tests.support.models import SENTENCES, cosines, save_model
 
 DEVICES = {"device A": {"OMP_NUM_THREADS": "1"}, "device B": {"OMP_NUM_THREADS": "1"}}
@@ -112,6 +115,26 @@ def test_failure_to_load_is_explained_by_its_device(folder, tmp_path):
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"device A: sentence-transformers cannot"):
         DeviceWorkers(settings, {"device A": {}})
+
+
+LEFT_OPEN = """
+import atexit, sys
+from types import SimpleNamespace
+atexit.register(lambda: print(worker._receiving.is_alive()))
+from resources.embedders.local_model.device_workers import _Worker
+
+sys.executable = sys.argv[1]
+worker = _Worker("device A", {}, SimpleNamespace(to_message=dict))
+"""
+
+
+def test_a_process_that_leaves_workers_open_waits_for_their_end_before_python_ends(tmp_path):
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec cat > /dev/null\n")
+    silent.chmod(0o755)
+    command = [sys.executable, "-c", LEFT_OPEN, str(silent)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_message_cut_short_is_an_end():
