@@ -192,7 +192,7 @@ def embed_each(
             truncated[start:end] = result.truncated_tokens
             if result.unknown_tokens is not None and result.known_tokens is not None:
                 unknown[start:end] = result.unknown_tokens
-                for row in np.flatnonzero(result.known_tokens == 0):
+                for row in np.flatnonzero(result.known_tokens == 0).tolist():
                     errors[start + row] = (NO_KNOWN_TOKEN, _nothing_known(result, row))
                     vectors[start + row] = 0
             continue

@@ -49,7 +49,7 @@ def text_vectors(
 def _check_known(texts: Sequence[str], batch: EmbeddingBatch, embedder: Embedder) -> None:
     if batch.known_tokens is None:
         return
-    for row in np.flatnonzero(batch.known_tokens == 0):
+    for row in np.flatnonzero(batch.known_tokens == 0).tolist():
         raise InvalidInputError(
             f"The model {embedder.space.model} knows no token of {texts[row][:60]!r}, so its "
             "vector would say nothing. Ask in a language and a script that the model knows."
