@@ -132,6 +132,7 @@ def _from_digits(value: int | Decimal) -> datetime | None:
 def _likely_unit(value: int | Decimal) -> TimestampUnit:
     if 0 < value < _SMALLEST:
         raise ValueError(f"a number of days, seconds or milliseconds, or no date? {_SET_UNIT}")
-    if any(value // 10**power in _LAST_SECONDS for power in (0, 3, 6)):
+    # A Decimal would be compared with each number of the range.
+    if any(int(value // 10**power) in _LAST_SECONDS for power in (0, 3, 6)):
         raise ValueError(f"the year 9999, or a day of January 1978? {_SET_UNIT}")
     return next(unit for largest, unit in _LARGEST if abs(value) <= largest)
