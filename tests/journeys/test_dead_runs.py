@@ -123,16 +123,19 @@ def test_after_a_kill_the_same_command_goes_on_at_once(
     with _materializing(home, select, command) as process:
         _until_the_step_begins(home, process, f"peps__{asset}")
         with suppress(subprocess.TimeoutExpired):
-            process.wait(random.uniform(0, 0.2))  # any moment; no step is over by then
+            process.wait(random.uniform(0, 0.2))  # any moment; few steps are over by then
         process.send_signal(number)
         process.communicate()
-    assert process.returncode != 0, "the step was over before the signal"
+    assert process.returncode != 0, "the process was over before the signal"
     assert "waits for a place" not in _until_its_end(home, select, command)
     _assert_nothing_is_held(home, runs=2)
     with shipped_instance(home) as instance:
         after, before = instance.get_runs(limit=2)
         assert after.status == dg.DagsterRunStatus.SUCCESS
-        assert before.status == dg.DagsterRunStatus.FAILURE
+        # Where nothing has changed, a step may be over while its process is still ending.
+        over = instance.all_logs(before.run_id, of_type=dg.DagsterEventType.RUN_SUCCESS)
+        status = dg.DagsterRunStatus.SUCCESS if over else dg.DagsterRunStatus.FAILURE
+        assert before.status == status
 
 
 def test_the_code_location_that_ships_has_the_executor_that_is_tested_here() -> None:
