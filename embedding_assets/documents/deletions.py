@@ -368,28 +368,28 @@ class DeletionGuard:
             """
         )
         partitions = dict(by_partition)
-        return WithheldDeletions(partitions, dict(by_file), self._sentence(partitions, reasons))
+        told = _sentence(self.collection, partitions, reasons)
+        return WithheldDeletions(partitions, dict(by_file), told)
 
-    def _sentence(
-        self,
-        partitions: Mapping[str, int],
-        reasons: Sequence[tuple[str, str, int, int | None]],
-    ) -> str:
-        told = [
-            _REASONS[why].format(name=name, part=part, whole=whole)
-            + (f" ({part / whole:.0%})" if whole else "")
-            for why, name, part, whole in reasons[:EXAMPLES]
-        ]
-        more = (
-            f"; and so on for {len(reasons) - EXAMPLES:,} more" if len(reasons) > EXAMPLES else ""
-        )
-        one = sum(partitions.values()) == 1
-        return (
-            f"{sum(partitions.values()):,} document{' is' if one else 's are'} not in the source "
-            f"any more, and {'its deletion is' if one else 'their deletions are'} withheld: "
-            f"{'; '.join(told)}{more}. If the source is wrong, mend it and run again. If it is "
-            f"right, agree: {how_to_agree(self.collection, partitions)}."
-        )
+
+def _sentence(
+    collection: str,
+    partitions: Mapping[str, int],
+    reasons: Sequence[tuple[str, str, int, int | None]],
+) -> str:
+    told = [
+        _REASONS[why].format(name=name, part=part, whole=whole)
+        + (f" ({part / whole:.0%})" if whole else "")
+        for why, name, part, whole in reasons[:EXAMPLES]
+    ]
+    more = f"; and so on for {len(reasons) - EXAMPLES:,} more" if len(reasons) > EXAMPLES else ""
+    one = sum(partitions.values()) == 1
+    return (
+        f"{sum(partitions.values()):,} document{' is' if one else 's are'} not in the source "
+        f"any more, and {'its deletion is' if one else 'their deletions are'} withheld: "
+        f"{'; '.join(told)}{more}. If the source is wrong, mend it and run again. If it is "
+        f"right, agree: {how_to_agree(collection, partitions)}."
+    )
 
 
 def yields_of(metadata: Mapping[bytes, bytes] | None) -> Iterator[tuple[str, int]]:

@@ -158,11 +158,8 @@ def embed_each(
     Raises:
         EmbeddingError: the embedder also fails for a harmless text: then not these are at fault.
     """
-    dimension = embedder.space.dimension
-    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
-    tokens = np.zeros(len(texts), dtype=np.int32)
-    truncated = np.zeros(len(texts), dtype=np.int32)
-    unknown = np.zeros(len(texts), dtype=np.int32)
+    vectors = np.zeros((len(texts), embedder.space.dimension), dtype=np.float32)
+    tokens, truncated, unknown = (np.zeros(len(texts), dtype=np.int32) for _ in range(3))
     errors: list[tuple[str, str] | None] = [None] * len(texts)
     dollars = 0.0
     failed_in_a_row = 0
@@ -202,12 +199,19 @@ def embed_each(
             middle = (end - start) // 2
             parts = [slice(0, middle), slice(middle, end - start)]
         spans += [(start + part.start, start + part.stop) for part in reversed(parts)]
+    _refuse_invalid(embedder, vectors, errors)
+    return EmbeddingBatch(vectors, tokens, truncated, dollars, unknown), errors
+
+
+def _refuse_invalid(
+    embedder: Embedder, vectors: np.ndarray, errors: list[tuple[str, str] | None]
+) -> None:
+    """Makes an error of each vector that is not one of the space, unless its text has one."""
     for row in np.flatnonzero(~valid_vectors(embedder.space, vectors)):
         if errors[row] is None:
             norm = float(np.linalg.norm(vectors[row]))
             errors[row] = ("invalid_vector", f"the model returned a vector of norm {norm}")
             vectors[row] = 0
-    return EmbeddingBatch(vectors, tokens, truncated, dollars, unknown), errors
 
 
 def _nothing_known(batch: EmbeddingBatch, row: int) -> str:
