@@ -16,7 +16,7 @@ from embedding_assets.vector_index.asset import vector_index_asset
 from resources.errors import InvalidInputError
 
 _NEW_COLLECTION = """\
-  # Every other setting, with its default and meaning: README, "Add your own corpus".
+  # Every other setting, with its default and meaning: docs/settings.md.
   source:
     path: {name}/*.jsonl        # file, folder, glob or URL
     # fields: {{id: id, title: title, text: text, timestamp: created}}

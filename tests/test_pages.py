@@ -1,6 +1,7 @@
-"""The pages name every setting and only files that exist, and CONTRIBUTING.md keeps its word."""
+"""The pages tell of all there is, links lead somewhere, and CONTRIBUTING.md keeps its word."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from docs import make_reference
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
 from tests.support.checkout import PROJECT
@@ -51,22 +53,33 @@ def test_a_change_touches_at_most_five_files(change: str, table: str) -> None:
     assert all(named_files(row.split("|")[1]) for row in rows)
 
 
-def settings_within(annotation: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings of the models in an annotation."""
+def described(model: type[BaseModel]) -> Iterator[str]:
+    """The names of all settings of a model and of those within it; each has a description."""
+    for name, field in model.model_fields.items():
+        inner = list(models_within(field.annotation))
+        assert field.description or inner, f"{model.__name__}.{name} says nothing"
+        yield from [name] if not inner else (one for each in inner for one in described(each))
+
+
+def models_within(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            yield from list(settings_within(field.annotation, f"{prefix}{name}.")) or [
-                prefix + name
-            ]
+        yield annotation
     for part in get_args(annotation):
-        yield from settings_within(part, prefix)
+        yield from models_within(part)
 
 
-def test_every_setting_and_every_variable_is_explained() -> None:
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    settings = set(settings_within(CollectionSettings))
-    assert {"embedder.tokenizer", "automation.reconcile_sensor.max_attempts"} <= settings
-    unknown = {name for name in settings if not re.search(rf"\b{name.split('.')[-1]}\b", text)}
-    variables = {name.upper() for name in Environment.model_fields}
-    unknown |= {name for name in variables if not re.search(rf"`(EMBEDDING)?_{name}\b", text)}
-    assert unknown == set()
+def test_the_page_of_settings_tells_of_every_setting_and_every_variable() -> None:
+    told = set(re.findall(r"^\| `([\w.]+)` \|", make_reference.settings_page(), re.M))
+    settings = {*described(CollectionSettings)}
+    assert {"tokenizer", "max_attempts", "when"} <= settings
+    assert settings == {name.split(".")[-1] for name in told if not name.startswith("EMBEDDING_")}
+    variables = {f"EMBEDDING_{name.upper()}" for name in described(Environment)}
+    assert variables == {name for name in told if name.startswith("EMBEDDING_")}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typer is older there, and words it so")
+@pytest.mark.parametrize("page", ["settings.md", "command_line.md"])
+def test_pages_that_are_made_from_the_code_say_what_it_says(page: str) -> None:
+    file = PROJECT / "docs" / page
+    made = make_reference.pages()[file]
+    assert file.read_text(encoding="utf-8") == made, "run `python -m docs.make_reference`"

@@ -26,7 +26,7 @@ class Environment(BaseSettings):
     )
 
     project: Path = Field(
-        description="Folder of the Dagster project: `defs`, data and models belong to it. By "
+        description="Folder of the Dagster project, whose pyproject.toml has [tool.dg.project]; by "
         "default the one around the working directory."
     )
     data_dir: Path = Field(
@@ -36,7 +36,7 @@ class Environment(BaseSettings):
         default=None,
         repr=False,
         description="Embedding cache: path of a DuckDB file, or redis://…; by default "
-        "cache.duckdb in data_dir.",
+        "cache.duckdb in the data folder. Options of the URL: docs/providers.md.",
     )
     cache_memory_mb: int = Field(
         default=0, ge=0, description="Megabytes of vectors that are kept in memory, too."
@@ -48,32 +48,40 @@ class Environment(BaseSettings):
     vectors: str | None = Field(
         default=None,
         repr=False,
-        description="Vector store: a LanceDB folder, or one on object storage such as s3://…; by "
-        "default vectors in data_dir.",
+        description="Vector store: a LanceDB folder, or one on object storage (s3://, gs://, az:// "
+        "with keys in the storage's own variables); by default vectors in the data folder. "
+        "?keep=1h says how long older versions of a table stay for readers on other machines.",
     )
     artifacts: str | None = Field(
         default=None,
         repr=False,
-        description="Files that assets leave for each other: a folder, or any fsspec URL of one; "
-        "by default artifacts in data_dir.",
+        description="Files that assets leave for each other: a folder, or any fsspec URL of one "
+        "(s3://…, with that file system's package installed); by default artifacts in the data "
+        "folder.",
     )
     rate_limiter: str | None = Field(
         default=None,
         repr=False,
-        description="redis://… that shares rate limits between machines; by default those of a "
-        "machine share theirs in files.",
+        description="redis://… that shares rate limits between machines; by default the processes "
+        "of one machine share theirs in files.",
     )
     cores: int | None = Field(
-        default=None, gt=0, description="Cores to use; by default those that the process may."
+        default=None,
+        gt=0,
+        description="Cores to use; by default those of the container or machine.",
     )
     memory: ByteSize | None = Field(
-        default=None, gt=0, description="Memory to use, as 8GiB; by default what the process may."
+        default=None,
+        gt=0,
+        description="Memory to use; by default that of the container or machine.",
     )
-    prices: Path | None = Field(default=None, description="YAML file of prices by model.")
+    prices: Path | None = Field(
+        default=None, description="YAML file of prices by model; by default that of the package."
+    )
     webhook_url: str | None = Field(
         default=None,
         repr=False,
-        description="Where failures are posted; by default they are logged only.",
+        description="Where failures are posted, as Slack takes it; by default they are logged.",
     )
 
     @field_validator("data_dir", "prices")

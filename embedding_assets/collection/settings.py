@@ -120,10 +120,10 @@ class ChunkingSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Judged queries that the index is measured with after each run."""
+    """Judged queries, in BEIR layout, with which the index is measured after each run."""
 
     queries: str = Field(description='JSON Lines file with {"_id": ..., "text": ...} a query.')
-    qrels: str = Field(description="TSV file: query id, document id, relevance (BEIR layout).")
+    qrels: str = Field(description="TSV file: query id, document id, relevance.")
     min_ndcg_at_10: float = Field(
         default=0.0, ge=0, le=1, description="The check retrieval_quality fails below this."
     )

@@ -16,11 +16,13 @@ class FileSourceSettings(BaseModel):
     path: str = Field(
         description=(
             "File, folder (with all its subfolders), glob such as `archive/**/*.jsonl.gz`, or any "
-            "fsspec URL such as `s3://bucket/archive`. %Y, %m, %d and %H stand for the time of a "
-            "file's documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files "
-            "of its own partitions. Names that begin with a dot are ignored, as in a shell, and "
-            "those that begin with _ if they have no ending or are Parquet, as Spark does. A sign "
-            "that means itself stands in brackets, as `100[%]done`, unless such a folder is there."
+            "fsspec URL such as `s3://bucket/archive`, with that file system's package installed; "
+            "`{{ env.NAME }}` is filled in. %Y, %m, %d and %H stand for the time of a file's "
+            "documents, as in `archive/%Y/%m/*.parquet`: a run then reads only the files of its "
+            "own partitions, and documents of another time are refused. Names that begin with a "
+            "dot are ignored, as in a shell, and those that begin with _ if they have no ending or "
+            "are Parquet, as Spark does. A sign that means itself stands in brackets, as "
+            "`100[%]done`, unless such a folder is there."
         ),
     )
     format: FileFormat | None = Field(
