@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import ValidationError
 
 from resources.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import fsspec
 
 _Made = TypeVar("_Made")
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -40,6 +43,24 @@ def made_from_url(url: str, what: str, schemes: Mapping[str, Callable[[str], _Ma
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
     raise InvalidInputError(f"The options of the URL cannot be: {wrong}.")
+
+
+def open_storage(url: str, what: str) -> "tuple[fsspec.AbstractFileSystem, str]":
+    """The storage that a path or an fsspec URL names, and the path there.
+
+    Args:
+        url: a path, or any URL that fsspec knows.
+        what: says so, as the subject of a sentence.
+
+    Raises:
+        InvalidInputError: a package that this storage needs is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise InvalidInputError(f"{what} names a storage that cannot be used: {error}.") from error
 
 
 def in_folder(url: str, folder: Path) -> str:

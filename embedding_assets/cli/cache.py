@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from embedding_assets.cli.terminal import (
     AsJson,
@@ -196,10 +197,10 @@ def _age(text: str) -> timedelta:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", text.strip(), re.IGNORECASE)
-    if not match:
-        raise InvalidInputError(f"A size looks like 500MB or 2GB; got {text!r}.")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise InvalidInputError(f"A size looks like 500MB or 2GB; got {text!r}.") from None
 
 
 def _print_removed(removed: "list[Removed]", dry_run: bool, as_json: bool) -> None:

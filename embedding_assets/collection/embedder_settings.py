@@ -26,13 +26,6 @@ class EmbedderSettings(Settings):
     ELSEWHERE: ClassVar[Mapping[type[BaseModel], str]] = {}
     """What to do with a setting of another kind."""
 
-    flush_size: int = Field(
-        default=2048,
-        ge=1,
-        description="Maximum number of texts that are in work and not yet durable in the cache: a "
-        "crash costs no more.",
-    )
-
     @model_validator(mode="before")
     @classmethod
     def _settings_are_of_this_kind(cls, given: Any) -> Any:
@@ -48,7 +41,7 @@ class EmbedderSettings(Settings):
         return self
 
 
-class LocalEmbedderSettings(LocalSettings, EmbedderSettings):
+class _Local(LocalSettings, EmbedderSettings):
     """A sentence-transformers model on this machine."""
 
     ELSEWHERE: ClassVar = {
@@ -65,7 +58,7 @@ class LocalEmbedderSettings(LocalSettings, EmbedderSettings):
         return LocalEmbedder(**own, model_cache=str(models))
 
 
-class OpenAIEmbedderSettings(OpenAISettings, EmbedderSettings):
+class _OpenAI(OpenAISettings, EmbedderSettings):
     """A model that OpenAI serves, or another server with its interface."""
 
     ELSEWHERE: ClassVar = {
@@ -81,6 +74,25 @@ class OpenAIEmbedderSettings(OpenAISettings, EmbedderSettings):
 
     def with_paths(self, change: Callable[[str], str]) -> Self:
         return self.model_copy(update={"tokenizer": self.tokenizer and change(self.tokenizer)})
+
+
+class FirstEmbedderSettings(EmbedderSettings):
+    """What is set of the first embedder; a fallback that takes its place goes on with it."""
+
+    flush_size: int = Field(
+        default=2048,
+        ge=1,
+        description="Maximum number of texts that are in work and not yet durable in the cache: a "
+        "crash costs no more.",
+    )
+
+
+class LocalEmbedderSettings(_Local, FirstEmbedderSettings):
+    """A model on this machine that embeds a collection."""
+
+
+class OpenAIEmbedderSettings(_OpenAI, FirstEmbedderSettings):
+    """A server that embeds a collection."""
 
 
 class FallbackSettings(EmbedderSettings):
@@ -100,11 +112,11 @@ class FallbackSettings(EmbedderSettings):
     )
 
 
-class LocalFallbackSettings(LocalEmbedderSettings, FallbackSettings):
+class LocalFallbackSettings(_Local, FallbackSettings):
     """A model on this machine that takes the first embedder's place."""
 
 
-class OpenAIFallbackSettings(OpenAIEmbedderSettings, FallbackSettings):
+class OpenAIFallbackSettings(_OpenAI, FallbackSettings):
     """A server that takes the first embedder's place."""
 
 

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
 from resources.atomic_write import atomic_write
+from resources.urls import open_storage
 
 
 class FileArtifactStore(ArtifactStore):
@@ -64,7 +64,7 @@ class FileArtifactStore(ArtifactStore):
 
     @cached_property
     def _filesystem_and_root(self) -> tuple[Any, str]:
-        return fsspec.core.url_to_fs(self.url)
+        return open_storage(self.url, "The URL of the artifacts")
 
     @property
     def _filesystem(self) -> Any:

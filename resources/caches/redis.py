@@ -60,7 +60,7 @@ return {headers, sizes}
 
 
 class RedisEmbeddingCache(EmbeddingCache):
-    """One string a vector (`cache_entry`), under `<prefix>:vector:<space id>:<content hash>`.
+    """One string a vector (see `entry.py`), under `<prefix>:vector:<space id>:<content hash>`.
 
     Whatever is wrong with the server or under a key is a miss: counted (`faults`), and warned of
     once. After a failure a circuit breaker spares the run further waiting, and asks again after a

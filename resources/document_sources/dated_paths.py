@@ -6,12 +6,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from resources.document_sources.base import Period
 from resources.document_sources.timestamps import in_utc
 from resources.errors import InvalidInputError
-from resources.urls import check_no_password
+from resources.urls import check_no_password, open_storage
 
 PLACEHOLDERS = {
     "%Y": "[0-9][0-9][0-9][0-9]",
@@ -85,7 +84,7 @@ def period_of(path: str, file: str) -> Period | None:
     named = [placeholder for placeholder in PLACEHOLDERS if placeholder in path]
     if not named or named != list(PLACEHOLDERS)[: len(named)]:
         return None  # such as %m alone: a month of every year
-    _, pattern = url_to_fs(path)
+    _, pattern = open_storage(path, "source.path")
     below = pattern[len(fixed_folder(pattern)) :].lstrip("/")
     match = re.match(_expression(below), file)
     if match is None:

@@ -21,8 +21,9 @@ from resources.document_sources.formats.registry import (
     is_marker,
     read_file,
 )
-from resources.document_sources.listing import find_files, open_storage
+from resources.document_sources.listing import find_files
 from resources.document_sources.settings import FileSourceSettings
+from resources.urls import open_storage
 
 
 class FileDocumentSource(FileSourceSettings, DocumentSource):
@@ -36,7 +37,7 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
         return self._read_files(filesystem, files)
 
     def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
-        return self._read_files(open_storage(self.path)[0], [file])
+        return self._read_files(open_storage(self.path, "source.path")[0], [file])
 
     def period_of(self, file: str) -> Period | None:
         return period_of(self.path, file)

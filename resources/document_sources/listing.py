@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import fsspec
 from dateutil.parser import isoparse
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from resources.document_sources.base import (
@@ -19,7 +18,8 @@ from resources.document_sources.base import (
 )
 from resources.document_sources.dated_paths import PLACEHOLDERS, expand, fixed_folder, generalise
 from resources.document_sources.timestamps import in_utc
-from resources.errors import EmbeddingAssetsError, InvalidInputError
+from resources.errors import EmbeddingAssetsError
+from resources.urls import open_storage
 
 
 class UnlistableFolderError(EmbeddingAssetsError):
@@ -47,20 +47,6 @@ class _LocalFileSystem(LocalFileSystem):
             ) from error
 
 
-def open_storage(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The storage that a source's path names, and the path there.
-
-    Raises:
-        InvalidInputError: a package that this storage needs is not installed.
-    """
-    try:
-        return url_to_fs(path)
-    except ImportError as error:
-        raise InvalidInputError(
-            f"source.path names a storage that cannot be read: {error}"
-        ) from error
-
-
 def find_files(
     path: str,
     periods: Sequence[Period] | None,
@@ -81,7 +67,7 @@ def find_files(
             archive that is not mounted must not look like one from which all was deleted.
         UnlistableFolderError: a local folder is there, but its files cannot be listed.
     """
-    filesystem, pattern = open_storage(path)
+    filesystem, pattern = open_storage(path, "source.path")
     if isinstance(filesystem, LocalFileSystem):
         filesystem = _LocalFileSystem()
     filesystem.invalidate_cache()

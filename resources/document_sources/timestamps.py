@@ -21,7 +21,7 @@ class TimestampUnit(str, Enum):
     nanoseconds = "ns"
 
 
-_NANOSECONDS = {
+NANOSECONDS = {
     TimestampUnit.seconds: 10**9,
     TimestampUnit.milliseconds: 10**6,
     TimestampUnit.microseconds: 10**3,
@@ -108,7 +108,7 @@ def _from_number(value: int | Decimal, unit: TimestampUnit | None) -> datetime:
         if value > 0 and (written := _from_digits(value)):
             return written
         unit = _likely_unit(value)
-    return _EPOCH + timedelta(microseconds=math.floor(value * _NANOSECONDS[unit]) // 1_000)
+    return _EPOCH + timedelta(microseconds=math.floor(value * NANOSECONDS[unit]) // 1_000)
 
 
 def _from_digits(value: int | Decimal) -> datetime | None:

@@ -101,3 +101,8 @@ def test_the_environment_says_where_each_store_is(
     monkeypatch.setenv("EMBEDDING_CACHE", "localhost:6379")
     with pytest.raises(InvalidInputError, match="redis://"):
         shared_resources()
+
+
+def test_a_storage_whose_package_is_missing_is_named_with_the_package() -> None:
+    with pytest.raises(InvalidInputError, match=r"The URL of the artifacts .*adlfs"):
+        artifact_store_from_url("abfs://archive/artifacts").exists("a/b.parquet")

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from resources.document_sources.base import Document, Refusal, RefusalReason, SourceFile, bounded
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.lines import check_unique
+from resources.document_sources.timestamps import NANOSECONDS, TimestampUnit
 
 _BATCH_BYTES = 32 * 1024 * 1024
 _MAX_BATCH_ROWS = 1_024
-_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _EPOCH = datetime(1970, 1, 1)
 _UTC_EPOCH = _EPOCH.replace(tzinfo=timezone.utc)
 
@@ -99,7 +99,7 @@ def _has_python_form(kind: pa.DataType) -> bool:
 
 def _moment(value: int, kind: pa.TimestampType) -> datetime:
     """A time as Python has it: in UTC or naive, cut to the microsecond that it belongs to."""
-    microseconds = value * _NANOSECONDS[kind.unit] // 1_000  # down, also before 1970
+    microseconds = value * NANOSECONDS[TimestampUnit(kind.unit)] // 1_000  # down, also before 1970
     return (_EPOCH if kind.tz is None else _UTC_EPOCH) + timedelta(microseconds=microseconds)
 
 
