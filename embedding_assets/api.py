@@ -9,7 +9,6 @@ peps.search("compare two dictionaries", k=3).to_pandas()
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -34,6 +33,7 @@ from resources.embedders.base import Role
 from resources.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
+    from embedding_assets.operations.build import Build, BuildWatcher
     from embedding_assets.operations.plan import Plan
 
 Partitions = str | Sequence[str] | None
@@ -148,6 +148,48 @@ class Collection:
         with _dagster_instance() as instance:
             log = logging.getLogger(plan.__module__)
             return plan(self.settings, self.resources, asked, instance, log)
+
+    def build(
+        self, partitions: Partitions = None, *, watcher: "BuildWatcher | None" = None
+    ) -> "Build":
+        """Brings the index up to date: runs the four assets in this process, through Dagster.
+
+        The runs are recorded where Dagster keeps its history (DAGSTER_HOME, or `dagster_home` of
+        the project), and its UI shows them. What was finished stays so, however a run ends.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all.
+            watcher: is told how it goes; by default Dagster logs to stderr.
+
+        Returns:
+            What was done. A run that fails is told there, and is no exception.
+
+        Raises:
+            NotFoundError: there is no such partition.
+        """
+        from embedding_assets.automation.run_requests import partition_runs
+        from embedding_assets.collection.collection import CollectionAssets
+        from embedding_assets.collection.environment import read_environment
+        from embedding_assets.component import collection_definitions
+        from embedding_assets.operations.build import build
+        from resources.dagster_instance.home import open_home
+
+        asked = self._partitions(partitions)
+        if not asked:
+            raise NotFoundError(f"Collection '{self.name}' has no partitions yet.")
+        own = CollectionAssets(self.settings)
+        runs, _ = partition_runs(
+            asked, self.partitions, self.settings.partitions_per_run, max_runs=len(asked)
+        )
+        with open_home(read_environment().dagster_home) as instance:
+            return build(
+                own,
+                list(collection_definitions(self.settings).assets or ()),
+                own.keyed(self.resources),
+                [run.partitions for run in reversed(runs)],
+                instance,
+                watcher,
+            )
 
     def withheld(self, partitions: Partitions = None) -> dict[str, int]:
         """How many documents stay in the index though the source no longer has them.
@@ -276,5 +318,9 @@ def loaded() -> tuple[dict[str, Collection], list[str]]:
 
 
 def _dagster_instance() -> AbstractContextManager[dg.DagsterInstance | None]:
-    """Where Dagster keeps its history, if somebody says so."""
-    return dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else nullcontext()
+    """Where Dagster keeps its history, if it has one."""
+    from embedding_assets.collection.environment import read_environment
+    from resources.dagster_instance.home import open_home
+
+    home = read_environment().dagster_home
+    return open_home(home) if home.exists() else nullcontext()

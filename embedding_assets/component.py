@@ -1,6 +1,7 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
 import dagster as dg
+from dagster._utils.warnings import suppress_dagster_warnings
 from pydantic import BaseModel
 
 from embedding_assets.automation import automation
@@ -68,6 +69,7 @@ class EmbeddingCollection(dg.Component):
         )
 
 
+@suppress_dagster_warnings
 def collection_definitions(
     settings: CollectionSettings, environment: Environment | None = None
 ) -> dg.Definitions:

@@ -108,6 +108,19 @@ class CollectionAssets:
             store=by_key["vector_store"],
         )
 
+    def keyed(self, resources: "CollectionResources") -> dict[str, Any]:
+        """Resources by resource key, as `resources_of` takes them."""
+        keyed = {
+            self.source_key: resources.source,
+            self.embedder_key: resources.embedder,
+            "artifact_store": resources.artifacts,
+            "embedding_cache": resources.cache,
+            "vector_store": resources.store,
+        }
+        if resources.fallback is not None:
+            keyed[self.fallback_key] = resources.fallback
+        return keyed
+
 
 @dataclass(frozen=True)
 class CollectionResources:

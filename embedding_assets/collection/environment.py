@@ -102,6 +102,11 @@ class Environment(BaseSettings):
         """The folder of compiled models."""
         return self.data_dir / "models"
 
+    @property
+    def dagster_home(self) -> Path:
+        """Where Dagster keeps its history: DAGSTER_HOME, or `dagster_home` of the project."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.project / "dagster_home")
+
 
 def read_environment(around: Path | None = None) -> Environment:
     """The environment as it is now; what `.env` adds is there for everybody afterwards.

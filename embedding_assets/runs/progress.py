@@ -5,9 +5,37 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 _PROGRESS_SECONDS = 5.0
 _LINES_OF_RATE = 6
+_newest: "list[Progress]" = []
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far something is.
+
+    Attributes:
+        what: is counted.
+        done: how many.
+        total: of how many; None if that is not known.
+        share: how much is done, from 0 to 1; 0 if that is not known.
+        rate: how many a second, of late.
+        seconds_left: None if that is not known.
+    """
+
+    what: str
+    done: int
+    total: int | None
+    share: float
+    rate: float
+    seconds_left: float | None
+
+
+def newest_progress() -> "Progress | None":
+    """What this process began to count last, for whoever draws how far it is."""
+    return _newest[0] if _newest else None
 
 
 class Progress:
@@ -36,6 +64,7 @@ class Progress:
         self._begun = self._under_way = self._expected = self._done_before = 0
         self._counts: dict[str, int] = {}
         self.done = 0
+        _newest[:] = [self]
 
     def begin(self, expected: int = 0, partitions: int = 1) -> None:
         """The next partitions begin, with so many items if that is known."""
@@ -53,7 +82,7 @@ class Progress:
             self._counts[name] = self._counts.get(name, 0) + value
         now = time.monotonic()
         if now - self._lines[-1][0] >= _PROGRESS_SECONDS:
-            self._log.info(self._line(now))
+            self._log.info(self._line())
             self._lines.append((now, self.done))
 
     def finish(self) -> None:
@@ -65,19 +94,26 @@ class Progress:
                 f"{self.done:,} {self._what} in {seconds:,.1f} s, {rate:,.0f}/s" + self._details()
             )
 
-    def _line(self, now: float) -> str:
-        of = f" of {self._total:,}" if self._total else ""
-        line = f"{self.done:,}{of} {self._what}"
-        share = self._share()
-        if self._partitions and self._partitions > 1:
-            line += f" (partition {self._begun:,} of {self._partitions:,}, {share:.0%})"
-        elif share:
-            line += f" ({share:.0%})"
+    def reached(self) -> Reached:
+        """How far it is now; may be asked from another thread."""
+        now, done, share = time.monotonic(), self.done, self._share()
         # Of the last lines only: what the cache holds goes by quickly, and then comes the rest.
         before, done_before = self._lines[0]
-        line += f", {(self.done - done_before) / (now - before):,.0f}/s"
-        if share:
-            line += f", {(now - self._started) * (1 - share) / share:,.0f} s left"
+        rate = (done - done_before) / max(now - before, 1e-9)
+        left = (now - self._started) * (1 - share) / share if share else None
+        return Reached(self._what, done, self._total, share, rate, left)
+
+    def _line(self) -> str:
+        reached = self.reached()
+        of = f" of {self._total:,}" if self._total else ""
+        line = f"{reached.done:,}{of} {self._what}"
+        if self._partitions and self._partitions > 1:
+            line += f" (partition {self._begun:,} of {self._partitions:,}, {reached.share:.0%})"
+        elif reached.share:
+            line += f" ({reached.share:.0%})"
+        line += f", {reached.rate:,.0f}/s"
+        if reached.seconds_left is not None:
+            line += f", {reached.seconds_left:,.0f} s left"
         return line + self._details()
 
     def _share(self) -> float:

@@ -15,6 +15,27 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage, SqliteSto
 from dagster._serdes import ConfigurableClassData
 from filelock import FileLock
 
+from resources.errors import InvalidInputError
+
+_NEW_HOME = """\
+telemetry:
+  enabled: false  # nothing about this project leaves the machine
+"""
+
+
+def open_home(home: Path) -> dg.DagsterInstance:
+    """The Dagster instance whose folder this is; a context manager. Made if it is not there.
+
+    Raises:
+        InvalidInputError: the path is relative, and so would be another one elsewhere.
+    """
+    if not home.is_absolute():
+        raise InvalidInputError(f"DAGSTER_HOME must be an absolute path, not {str(home)!r}.")
+    if not home.exists():
+        home.mkdir(parents=True)
+        (home / "dagster.yaml").write_text(_NEW_HOME)
+    return dg.DagsterInstance.from_config(str(home))
+
 
 class SharedHomeInstance(dg.DagsterInstance):
     """Keeps its SQLite files in a `SharedSqliteStorage`, unless dagster.yaml names a `storage`.
