@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from embedding_assets.operations.plan import Plan
 
 Partitions = str | Sequence[str] | None
-"""One partition, a range "FIRST...LAST", a list of partitions; None: all of them."""
+"""One partition, a range "FIRST...LAST", a list of partitions; None: all of them. In the place of
+a partition by time, "latest" is the current one."""
 
+_LATEST = "latest"
 _DOCUMENT_COLUMNS = ("id", "title", "text", "timestamp", "metadata")
 _DOCUMENTS = pa.schema([("partition", pa.string()), *map(DOCUMENTS.field, _DOCUMENT_COLUMNS)])
 
@@ -266,6 +268,8 @@ class Collection:
         if asked is None:
             return list(known)
         keys = asked.split("...", 1) if isinstance(asked, str) else list(asked)
+        if known and self.settings.partitions.by != "bucket":
+            keys = [known[-1] if key == _LATEST else key for key in keys]
         position = {key: number for number, key in enumerate(known)}
         for key in keys:
             if key not in position:

@@ -2,18 +2,18 @@
 
 import typer
 
+from embedding_assets.cli.build import build
 from embedding_assets.cli.cache import app as cache
 from embedding_assets.cli.indexes import collections, drop_index
 from embedding_assets.cli.plan import accept, plan
 from embedding_assets.cli.search import evaluate, search
 
 app = typer.Typer(
-    help="Plan runs of this project's collections, search and evaluate them. "
-    "To build them use Dagster: `dagster dev -w workspace.yaml`, or `dagster asset materialize`.",
+    help="Build this project's collections, search and evaluate them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (search, plan, accept, evaluate, collections, drop_index):
+for command in (build, search, plan, accept, evaluate, collections, drop_index):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

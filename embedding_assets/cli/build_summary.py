@@ -1,0 +1,158 @@
+"""What `embedding-assets build` says when it has built: numbers, checks, and what to do next."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from embedding_assets.cli.terminal import console, plain
+
+if TYPE_CHECKING:
+    from embedding_assets.api import Collection
+    from embedding_assets.operations.build import Build, CheckOutcome
+
+_MARKS = {"passed": ("✓", "green"), "WARN": ("!", "yellow"), "ERROR": ("✗", "bold red")}
+
+
+def print_summary(collection: "Collection", built: "Build", again: str) -> None:
+    """Prints what a build did.
+
+    Args:
+        collection: that was built.
+        built: what was done.
+        again: the command that was given.
+    """
+    if built.failure:
+        _print_failure(built)
+    elif built.status == "interrupted":
+        console.print("Interrupted. What was finished is kept.", style="bold yellow")
+    else:
+        console.print(f"\nDone in {built.seconds:,.1f} s", style="bold")
+    if built.numbers:
+        console.print(_numbers(built))
+    _print_refused(collection, built)
+    if built.status == "succeeded":
+        console.print(
+            Text.assemble(
+                "Search: ", (f'embedding-assets search "..." -c {plain(built.collection)}', "bold")
+            ),
+            soft_wrap=True,
+        )
+    else:
+        console.print(Text.assemble("To go on: ", (plain(again), "bold")), soft_wrap=True)
+    if built.runs:
+        console.print(
+            Text.assemble(
+                "Dagster's UI: ",
+                ("make ui", "bold"),
+                ", then http://127.0.0.1:3000/runs/",
+                built.runs[-1],
+            ),
+            soft_wrap=True,
+        )
+
+
+def _print_failure(built: "Build") -> None:
+    failure = built.failure
+    assert failure is not None
+    where = f" at {failure.asset}" if failure.asset else ""
+    sentence = failure.sentence
+    if failure.by_check:
+        names = ", ".join(check.check for check in built.failed_checks("ERROR"))
+        sentence = f"the check {names} ends the run."
+    console.print(Text(f"\nFailed{where}: {_lines(sentence)}", "bold red"), soft_wrap=True)
+    if failure.traceback:
+        console.print(_lines(failure.traceback), soft_wrap=True, highlight=False)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def _numbers(built: "Build") -> Table:
+    numbers = {asset: built.numbers.get(asset, {}) for asset in _ASSETS}
+    documents, chunks, embeddings, index = numbers.values()
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row(
+        "documents",
+        f"{_documents(documents):,.0f} ({_counts(documents, _CHANGES)})",
+    )
+    if both := chunks or embeddings:
+        distinct = f"{both.get('distinct_chunks', 0):,.0f} of them distinct"
+        table.add_row("chunks", f"{both.get('chunks', 0):,.0f}, {distinct}")
+    if embeddings:
+        table.add_row(
+            "cache", _counts(embeddings, {"cache_hits": "hits", "cache_misses": "misses"})
+        )
+        table.add_row("embedded", _embedded(embeddings, built))
+    if index:
+        table.add_row("index", _index(index, built))
+    if built.checks:
+        table.add_row("checks", _checks(built.checks))
+    return table
+
+
+_ASSETS = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
+_CHANGES = {
+    name: name for name in ("added", "changed", "unchanged", "deleted")
+} | {"quarantined": "refused"}  # fmt: skip
+
+
+def _documents(documents: dict[str, float]) -> float:
+    """How many there are now; runs over very many partitions tell their changes only."""
+    if "documents" in documents:
+        return documents["documents"]
+    return sum(documents.get(name, 0) for name in ("added", "changed", "unchanged"))
+
+
+def _counts(numbers: dict[str, float], names: dict[str, str]) -> str:
+    return ", ".join(f"{numbers.get(name, 0):,.0f} {label}" for name, label in names.items())
+
+
+def _embedded(embeddings: dict[str, float], built: "Build") -> str:
+    if not embeddings.get("cache_misses"):
+        return "nothing: every chunk was in the cache"
+    said = f"{embeddings.get('embedded', 0):,.0f} chunks, {embeddings.get('tokens', 0):,.0f} tokens"
+    throughput = [check.numbers for check in built.checks if check.check == "throughput"]
+    if throughput and throughput[0].get("tokens_per_second"):
+        said += f", {throughput[0]['tokens_per_second']:,.0f} tokens/s"
+    said += f", {embeddings.get('errors', 0):,.0f} errors"
+    if embeddings.get("dollars"):
+        said += f", ${embeddings['dollars']:,.4f}"
+    if embeddings.get("fallback_vectors"):
+        said += f", {embeddings['fallback_vectors']:,.0f} vectors of the fallback"
+    return said
+
+
+def _index(index: dict[str, float], built: "Build") -> str:
+    changes = {"rows_written": "written", "rows_removed": "removed"}
+    known = {name: label for name, label in changes.items() if name in index}
+    rows = [check.numbers.get("rows_in_index") for check in built.checks]
+    (total,) = [number for number in rows if number is not None][:1] or [index.get("rows", 0)]
+    return f"{total:,.0f} rows ({_counts(index, known)})"
+
+
+def _checks(checks: "list[CheckOutcome]") -> Table:
+    table = Table.grid(padding=(0, 1))
+    for one in checks:
+        mark, style = _MARKS["passed" if one.passed else one.severity]
+        said = "dim" if one.passed else style
+        table.add_row(Text(mark, style), one.check, Text(plain(one.description), said))
+    return table
+
+
+def _print_refused(collection: "Collection", built: "Build") -> None:
+    """What was refused or withheld, and what to do about it."""
+    from embedding_assets.artifacts.withheld import as_range
+
+    if built.numbers.get("documents", {}).get("deletions_withheld"):
+        withheld = collection.withheld(built.partitions)
+        if withheld:
+            name = plain(built.collection)
+            console.print(
+                f"The deletion of {sum(withheld.values()):,} documents is withheld. To agree: "
+                f"embedding-assets accept {name} --partition {plain(as_range(withheld))}, "
+                "and build again.",
+                style="yellow",
+                soft_wrap=True,
+            )

@@ -1,0 +1,140 @@
+"""`embedding-assets build`: the whole of a run at the prompt, recorded as Dagster records it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner, Result
+
+from embedding_assets import api
+from embedding_assets.cli.main import app
+from tests.support.fakes import NOT_A_NUMBER, CountingEmbedder
+from tests.support.instance import dagster_home, shipped_instance
+from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
+
+BUCKETS = {"partitions": {"by": "bucket", "count": 2}}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = dagster_home(tmp_path / "home")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pipeline]:
+    """A collection that commands take for the project's."""
+    del home
+
+    def of(texts: list[str], **options: Any) -> Pipeline:
+        records = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+        source = write_jsonl(tmp_path / "source.jsonl", records)
+        settings = {**BUCKETS, **options.pop("settings", {})}
+        pipeline = Pipeline(tmp_path, str(source), settings=settings, **options)
+        monkeypatch.setattr(api, "open", lambda _: pipeline.opened)
+        return pipeline
+
+    return of
+
+
+def build(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["build", "corpus", *arguments])
+
+
+def of_json(result: Result) -> dict[str, Any]:
+    return json.loads(result.stdout)
+
+
+def test_a_build_says_what_it_did_and_the_next_one_embeds_nothing(
+    corpus: Callable[..., Pipeline],
+) -> None:
+    pipeline = corpus(["one text", "another text", "one text"])
+    first = build()
+    assert first.exit_code == 0, first.output
+    assert "3 (3 added, 0 changed, 0 unchanged, 0 deleted, 0 refused)" in first.stdout
+    assert "3 rows (3 written, 0 removed)" in first.stdout
+    assert "✓ completeness" in first.stdout
+    assert 'embedding-assets search "..." -c corpus' in first.stdout
+    assert len(pipeline.rows()) == 3
+    second = build()
+    assert "nothing: every chunk was in the cache" in second.stdout
+    assert "(0 written, 0 removed)" in second.stdout
+    assert sorted(pipeline.embedder.texts) == ["another text", "one text"]
+
+
+def test_dagster_has_all_of_the_run_and_json_is_all_that_is_on_stdout(
+    corpus: Callable[..., Pipeline], home: Path
+) -> None:
+    corpus(["one text", "another text"])
+    built = of_json(build("bucket_0...bucket_1", "--json"))
+    assert built["status"] == "succeeded"
+    assert built["partitions"] == ["bucket_0", "bucket_1"]
+    assert built["assets"]["documents"]["added"] == 2
+    assert built["assets"]["embeddings"]["cache_misses"] == 2
+    with shipped_instance(home) as instance:
+        run = instance.get_run_by_id(built["runs"][0])
+        assert run is not None
+        assert run.status == dg.DagsterRunStatus.SUCCESS
+        assert run.run_config == {}
+        keys = [dg.AssetKey(["corpus", asset]) for asset in ASSETS]
+        assert run.asset_selection == {*keys}
+        for key in keys:
+            assert instance.get_materialized_partitions(key) == {"bucket_0", "bucket_1"}
+        recorded = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    told = {check["check"] for check in built["checks"]}
+    assert told >= {"accounting", "completeness"}
+    assert len(told) == len(recorded)
+
+
+def test_a_check_that_fails_is_the_exit_status_and_a_warning_only_if_asked(
+    corpus: Callable[..., Pipeline],
+) -> None:
+    fails = {"settings": {"checks": {"min_cache_hit_rate": 1.0}}}
+    corpus(["one text"], **fails)
+    warned = build()
+    assert warned.exit_code == 0, warned.output
+    assert "! cache_hit_rate" in warned.stdout
+    corpus(["another text"], **fails)
+    assert build("--strict").exit_code == 3
+    corpus(["one text", NOT_A_NUMBER])
+    red = build()
+    assert red.exit_code == 3, red.output
+    assert "✗ error_rate" in red.stdout
+
+
+def test_a_run_that_fails_names_its_cause_and_only_a_bug_its_traceback(
+    corpus: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    corpus(["one text"])
+    (tmp_path / "source.jsonl").unlink()
+    mistake = build()
+    assert mistake.exit_code == 1
+    assert mistake.stdout.split("\n")[1].startswith("Failed at documents: ")
+    assert "source.jsonl" in mistake.stdout.split("\n")[1]
+    assert "Traceback" not in mistake.output
+    assert "File " not in mistake.output
+
+    class Broken(CountingEmbedder):
+        def embed(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("a bug")
+
+    corpus(["one text"], embedder=Broken())
+    bug = build()
+    assert bug.exit_code == 1
+    assert "Failed at embeddings: RuntimeError: a bug" in bug.stdout
+    assert "test_build.py" in bug.stdout
+
+
+def test_a_range_that_is_none_is_told_before_anything_runs(
+    corpus: Callable[..., Pipeline], home: Path
+) -> None:
+    corpus(["one text"])
+    unknown = build("bucket_9")
+    assert unknown.exit_code == 1
+    assert "There is no partition 'bucket_9'" in unknown.stderr
+    with shipped_instance(home) as instance:
+        assert instance.get_runs() == []
