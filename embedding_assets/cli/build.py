@@ -34,7 +34,7 @@ def build(
         str | None,
         typer.Argument(
             help="FIRST...LAST, or one partition; LAST may be `latest`; by default all.",
-            metavar="[RANGE]",
+            metavar="RANGE",
         ),
     ] = None,
     strict: Annotated[
