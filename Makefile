@@ -8,7 +8,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo ui test test-slow coverage lint format bench clean
+.PHONY: help venv demo ui test test-slow coverage lint format docs docs-serve bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +53,29 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The site's pages, with what they link to, in folders as here.
+PAGES = README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs benchmarks/README.md benchmarks/results \
+	sample_data/README.md dagster_home/dagster.yaml
+
+docs: $(VENV)/.installed-docs ## Write the pages that are made from the code, and build the site
+	$(BIN)/python -m docs.make_reference
+	rm -rf build/pages && mkdir -p build/pages
+	tar -cf - --exclude='*.py' --exclude=__pycache__ $(PAGES) | tar -xf - -C build/pages
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: docs ## Show the site on http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+$(VENV)/.installed-docs: $(INSTALLED)
+	@$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,docs]' || \
+		$(PIP) --editable '.[dev,docs]'
+	@touch $@
+
 bench: $(INSTALLED) ## Run the benchmarks (BENCH=--quick: small and few rounds)
 	@$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,benchmarks]' || \
 		$(PIP) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## Remove what was installed and built; `data/` and Dagster's history stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) build site .cache *.egg-info .pytest_cache .ruff_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from embedding_assets.collection.embedder_settings import FallbackSettings, FirstEmbedderSettings
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
 
@@ -72,7 +73,7 @@ def pages() -> dict[Path, str]:
 
 def settings_page() -> str:
     """Every setting of a collection's YAML, and every variable of the environment."""
-    sections = "".join(_sections(CollectionSettings, "", set()))
+    sections = "".join(_sections(CollectionSettings))
     variables = {f"EMBEDDING_{name}".upper(): f for name, f in Environment.model_fields.items()}
     table = _table("variable", variables).replace(_REQUIRED, "–").rstrip()
     return f"{_MADE}{_SETTINGS}{sections}{_VARIABLES}{table}\n"
@@ -92,40 +93,28 @@ def command_line_page() -> str:
     return _MADE + page.replace("&#x27;", "'").replace("&quot;", '"') + "\n"
 
 
-def _sections(model: type[BaseModel], prefix: str, told: set[type[BaseModel]]) -> Iterator[str]:
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The settings of a model, and after them those within it, each under a heading."""
-    own = _own_fields(model, told)
-    told.add(model)
+    # `provider`, which decides about the others, comes first.
+    fields = dict(sorted(model.model_fields.items(), key=lambda field: field[0] != "provider"))
     if prefix:
-        yield _heading(model, prefix, own)
-    plain = {prefix + name: field for name, field in own.items() if not _models(field.annotation)}
+        yield _heading(prefix.removesuffix("."), model)
+    plain = {name: field for name, field in fields.items() if not _models(field.annotation)}
     yield _table("setting", plain)
-    for name, field in own.items():
-        shown = None
+    for name, field in fields.items():
         for inner in _models(field.annotation):
-            if (names := _own_fields(inner, told).keys()) != shown:
-                yield from _sections(inner, f"{prefix}{name}.", told)
-            shown = names
+            yield from _sections(inner, f"{prefix}{name}.")
 
 
-def _own_fields(model: type[BaseModel], told: set[type[BaseModel]]) -> dict[str, FieldInfo]:
-    """Those that no other section has told of, `provider` first."""
-    told_of = {name for base in told.intersection(model.__mro__) for name in base.model_fields}
-    own = {name: field for name, field in model.model_fields.items() if name not in told_of}
-    return dict(sorted(own.items(), key=lambda item: item[0] != "provider"))
-
-
-def _heading(model: type[BaseModel], prefix: str, own: dict[str, FieldInfo]) -> str:
-    path = prefix.removesuffix(".")
+def _heading(path: str, model: type[BaseModel]) -> str:
     sign, title = "#" * (2 + path.count(".")), f"`{path}`"
-    if "provider" in own:
-        title += f" with `provider: {get_args(own['provider'].annotation)[0]}`"
-    inherits = own.keys() != model.model_fields.keys()
-    if inherits:
-        model = next(base for base in model.__mro__ if next(iter(own)) in base.__annotations__)
-    meaning = " ".join((inspect.getdoc(model) or "").split())
-    also = " All settings of `embedder`, and these:" if inherits else ""
-    return f"{sign} {title}\n\n{meaning}{also}\n\n"
+    if provider := model.model_fields.get("provider"):
+        title += f" with `provider: {get_args(provider.annotation)[0]}`"
+    meaning = inspect.getdoc(model) or ""
+    if model is FallbackSettings:
+        without = ", ".join(f"`{name}`" for name in FirstEmbedderSettings.model_fields)
+        meaning += f" All settings of `embedder` but for {without}, and these:"
+    return f"{sign} {title}\n\n{' '.join(meaning.split())}\n\n"
 
 
 def _table(kind: str, fields: dict[str, FieldInfo]) -> str:
@@ -137,10 +126,11 @@ def _table(kind: str, fields: dict[str, FieldInfo]) -> str:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a setting may be."""
+    """The models that a setting may be; of a fallback, what all kinds have and embedders lack."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+        return [FallbackSettings if issubclass(annotation, FallbackSettings) else annotation]
+    found = [model for part in get_args(annotation) for model in _models(part)]
+    return list(dict.fromkeys(found))
 
 
 def _type(field: FieldInfo) -> str:
