@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from embedding_assets.collection.embedder_settings import EmbedderSettings
+from embedding_assets.collection.embedder_settings import FirstEmbedderSettings
 from embedding_assets.collection.environment import read_environment
 from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.local import LocalEmbedder
@@ -48,7 +48,7 @@ class CacheConfig(dg.Config):
         default=[0, 20, 80, 100], description="Shares of repeated texts, in percent."
     )
     flush_size: int = Field(
-        default=EmbedderSettings().flush_size,
+        default=FirstEmbedderSettings().flush_size,
         ge=1,
         description="Maximum number of texts in work that are not yet durable in the cache.",
     )

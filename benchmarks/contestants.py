@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import padding_waste, peak_mb, reset_peak, seconds, written_mb
-from embedding_assets.collection.embedder_settings import EmbedderSettings
+from embedding_assets.collection.embedder_settings import FirstEmbedderSettings
 from resources.embedders.local import CPU_BATCH_TOKENS, LocalEmbedder
 from resources.embedders.local_model.model_files import DEFAULT_MODEL, find_model
 from resources.embedders.local_model.token_batches import padded_length, token_batches
@@ -32,7 +32,7 @@ from resources.machine import machine
 
 ENCODE_BATCHES = (8, 16, 32, 64, 128, 256)
 ORACLE_BATCH_TOKENS = (512, 768, 1024, 2048)
-FLUSH_SIZE = EmbedderSettings().flush_size
+FLUSH_SIZE = FirstEmbedderSettings().flush_size
 """As users have it who do not choose one."""
 _TRIAL_TEXTS = 128
 _TRIAL_PASSES = 4
