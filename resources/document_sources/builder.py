@@ -20,6 +20,7 @@ from resources.document_sources.base import (
     bounded,
 )
 from resources.document_sources.exact_numbers import ExactNumber
+from resources.document_sources.missing_fields import missing_field
 from resources.document_sources.timestamps import in_utc, parse_timestamp
 from resources.identity.content_hash import canonical_text
 
@@ -56,6 +57,14 @@ _ID_FORMS: dict[type, Callable[[Any], str | None]] = {
     time: time.isoformat,
 }
 """The types of scalars that can be an id, and its form as a string; None: it is none."""
+
+
+class _MissingFieldError(RefusedRecord):
+    """A field is not there, or null."""
+
+    def __init__(self, reason: RefusalReason, field: str):
+        super().__init__(reason, f"no field {field!r}")
+        self.field = field
 
 
 class DocumentBuilder:
@@ -104,6 +113,7 @@ class DocumentBuilder:
             {name: value for name, value in record.items() if name not in named},
             file,
             line,
+            record,
         )
 
     def build(
@@ -115,22 +125,29 @@ class DocumentBuilder:
         metadata: dict[str, Any],
         file: str,
         line: int,
+        record: dict[str, Any] | None = None,
     ) -> Document | Refusal:
-        """A document from its raw parts; None stands for a part that is missing."""
+        """A document from its raw parts; None stands for a part that is missing.
+
+        A refusal names the fields of `record`, by default those of `metadata`.
+        """
         document_id = None
         try:
-            document_id = self._read_id(raw_id, metadata)
-            text = self._read_text(raw_text, metadata)
+            document_id = self._read_id(raw_id)
+            text = self._read_text(raw_text)
             title = ""
             if raw_title is not None:
                 title = self._read_title(raw_title, metadata)
             timestamp = None
             if self.timestamp_field is not None:
-                timestamp = self._read_timestamp(raw_timestamp)
+                timestamp = self._read_timestamp(self.timestamp_field, raw_timestamp)
             json = "{}"
             if metadata:
                 json = metadata_json(metadata)
                 self._check_size("metadata", json)
+        except _MissingFieldError as missing:
+            detail = missing_field(missing.field, metadata if record is None else record)
+            return RefusedRecord(missing.reason, detail).at(file, line, document_id)
         except RefusedRecord as refused:
             return refused.at(file, line, document_id)
         return Document(document_id, title, text, timestamp, json, file, line)
@@ -138,11 +155,13 @@ class DocumentBuilder:
     def id_or_none(self, record: dict[str, Any]) -> str | None:
         """The record's id for a refusal that has another reason."""
         try:
-            return self._read_id(self.lift_nested(record).get(self.id_field), {})
+            return self._read_id(self.lift_nested(record).get(self.id_field))
         except RefusedRecord:
             return None
 
-    def _read_id(self, raw: Any, metadata: dict[str, Any]) -> str:
+    def _read_id(self, raw: Any) -> str:
+        if raw is None:
+            raise _MissingFieldError(RefusalReason.no_id, self.id_field)
         if isinstance(raw, bytes):
             # Columns of a fixed size are filled up with NUL.
             raw = self._decode(self.id_field, raw.rstrip(b"\0"))
@@ -152,7 +171,7 @@ class DocumentBuilder:
             raise RefusedRecord(
                 RefusalReason.no_id,
                 "expected a string, an integer or another exact scalar "
-                f"{self._got(self.id_field, raw, metadata)}",
+                f"{self._got(self.id_field, raw)}",
             )
         raw = text
         if len(raw) <= MAX_ID_LENGTH:  # checked before and after: NFC may lengthen
@@ -166,12 +185,14 @@ class DocumentBuilder:
             f"got {len(raw)}: {bounded(raw, 60)!r}",
         )
 
-    def _read_text(self, raw: Any, metadata: dict[str, Any]) -> str:
+    def _read_text(self, raw: Any) -> str:
+        if raw is None:
+            raise _MissingFieldError(RefusalReason.empty_text, self.text_field)
         if not isinstance(raw, str):
             if not isinstance(raw, bytes):
                 raise RefusedRecord(
                     RefusalReason.empty_text,
-                    f"expected a string {self._got(self.text_field, raw, metadata)}",
+                    f"expected a string {self._got(self.text_field, raw)}",
                 )
             raw = self._decode(self.text_field, raw)
         text = self._canonical(self.text_field, raw)
@@ -192,13 +213,15 @@ class DocumentBuilder:
             return ""
         return self._canonical(self.title_field, raw)
 
-    def _read_timestamp(self, raw: Any) -> datetime:
+    def _read_timestamp(self, field: str, raw: Any) -> datetime:
+        if raw is None:
+            raise _MissingFieldError(RefusalReason.no_timestamp, field)
         try:
             return parse_timestamp(raw, self._timestamp_unit)
         except (ValueError, OverflowError) as error:
             raise RefusedRecord(
                 RefusalReason.no_timestamp,
-                f"field {self.timestamp_field!r}: {error}; got {bounded(repr(raw), 80)}",
+                f"field {field!r}: {error}; got {bounded(repr(raw), 80)}",
             ) from None
 
     def _canonical(self, field: str, raw: str) -> str:
@@ -253,11 +276,8 @@ class DocumentBuilder:
             ) from None
 
     @staticmethod
-    def _got(field: str, raw: Any, metadata: dict[str, Any]) -> str:
-        if raw is not None:
-            return f"in field {field!r}, got {type(raw).__name__} {bounded(repr(raw), 60)}"
-        others = ", ".join(map(repr, _paths_of(metadata))) or "none"
-        return f"in field {field!r}, which is missing or null; other fields: {others}"
+    def _got(field: str, raw: Any) -> str:
+        return f"in field {field!r}, got {type(raw).__name__} {bounded(repr(raw), 60)}"
 
 
 def _take(holder: Any, path: list[str]) -> tuple[Any, Any]:
@@ -276,17 +296,6 @@ def _take(holder: Any, path: list[str]) -> tuple[Any, Any]:
     if value is _MISSING:
         return _MISSING, holder
     return value, dict(kept) if isinstance(holder, dict) else kept
-
-
-def _paths_of(fields: dict[Any, Any]) -> list[str]:
-    """The names by which the fields of a record, and those one level below, can be reached."""
-    return [
-        path
-        for name, value in fields.items()
-        for path in (
-            [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
-        )
-    ]
 
 
 def metadata_json(fields: dict[str, Any]) -> str:

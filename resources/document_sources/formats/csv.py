@@ -63,15 +63,23 @@ def read_csv(
 
 
 def _delimiter(first_line: bytes, by_ending: str, builder: DocumentBuilder) -> str:
-    """The one that finds the fields of a document in the header; else the ending's."""
+    """The one that finds the fields of a document in the header; else the ending's.
+
+    Where no field has the name that it should, the one that finds several fields is at least able
+    to say which there are.
+    """
+    headers: dict[str, list[str]] = {}
     for delimiter in (by_ending, *_DELIMITERS):
         try:
-            header = csv_row(first_line, delimiter)
+            headers[delimiter] = csv_row(first_line, delimiter)
         except RefusedRecord:
             continue
+    for delimiter, header in headers.items():
         if builder.id_field in header and builder.text_field in header:
             return delimiter
-    return by_ending
+    if len(headers.get(by_ending, ())) != 1:
+        return by_ending
+    return max(headers, key=lambda delimiter: len(headers[delimiter]))
 
 
 def csv_records(

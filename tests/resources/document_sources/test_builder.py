@@ -72,10 +72,29 @@ def test_a_path_that_leads_nowhere_is_refused_with_the_paths_that_are_there(
         assert "'nested.uid'" in found.detail
 
 
-def test_a_missing_id_field_is_told_with_the_fields_that_are_there(tmp_path: Path):
-    found = refusal(jsonl(tmp_path, {"_id": "a", "body": "x"}))
-    assert "'id'" in found.detail
-    assert "'_id', 'body'" in found.detail
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (
+            {"Id": 1, "text": "x"},
+            "no field 'id' (did you mean 'Id'?); the record has: 'Id', 'text'",
+        ),
+        ({"_id": "a", "body": "x"}, "no field 'id' (did you mean '_id'?)"),
+        ({"meta": {"id": "a", "by": "b"}, "text": "x"}, "no field 'id' (did you mean 'meta.id'?)"),
+        ({"doc_id": 1, "text": "x"}, "no field 'id' (did you mean 'doc_id'?)"),
+        ({"key": 1, "text": "x"}, "no field 'id'; the record has: 'key', 'text'"),
+        ({"id": None, "text": "x"}, "field 'id' is null; the record has: 'id', 'text'"),
+        ({"id": 1, "Text": "x"}, "no field 'text' (did you mean 'Text'?)"),
+        ({"id": 1, "text": "x", "created": 1}, "no field 'created_at' (did you mean 'created'?)"),
+        ({}, "no field 'id'; the record has: none"),
+        ({"x" * 999: 1, "\x1b[2J": 1}, f"the record has: '{'x' * 59}…', '\\x1b[2J'"),
+    ],
+)
+def test_a_missing_field_is_told_with_those_that_are_there(
+    tmp_path: Path, record: dict[str, Any], told: str
+):
+    fields = FieldNames(timestamp="created_at")
+    assert told in refusal(jsonl(tmp_path, record, fields=fields)).detail
 
 
 @pytest.mark.parametrize("raw", [None, "", " \r\n\t", "\ufeff", 5, True, ["x"], {"a": "x"}])
