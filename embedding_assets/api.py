@@ -9,7 +9,7 @@ peps.search("compare two dictionaries", k=3).to_pandas()
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,22 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key
-from embedding_assets.artifacts.schemas import DOCUMENTS
+from embedding_assets.artifacts.quarantine import (
+    QuarantineReason,
+    quarantine_files,
+    quarantine_reasons,
+    read_quarantine,
+)
+from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINED
 from embedding_assets.artifacts.withheld import Withheld, accept_deletions, withheld_deletions
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.documents.source_state import SourceState
 from embedding_assets.retrieval.evaluation import Evaluation, evaluate_index
 from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.search import IndexReader
@@ -134,6 +142,60 @@ class Collection:
                         yield pa.record_batch([constant, *batch.columns], schema=_DOCUMENTS)
 
         return pa.RecordBatchReader.from_batches(_DOCUMENTS, batches())
+
+    def quarantine(
+        self, partitions: Partitions = None, reason: str | None = None
+    ) -> pa.RecordBatchReader:
+        """Streams what the last runs refused.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all. What belongs to no
+                partition is there too, if its file is read for these.
+            reason: only what was refused for this reason.
+
+        Returns:
+            The columns stage (the asset that refused), partition (null: none), reason, document_id,
+            file, line, detail (a sentence) and attempts (in how many runs it was refused).
+
+        Raises:
+            NotFoundError: there is no such partition, or nothing was materialized yet.
+        """
+        asked = self._partitions(partitions)
+        store = self.resources.artifacts
+        files = quarantine_files(store, self.name)
+        if not files and not store.list_keys(f"{self.name}/documents/"):
+            raise NotFoundError(
+                f"Collection '{self.name}' has no documents yet: "
+                f"`embedding-assets plan {self.name}` shows what a run would refuse."
+            )
+        wanted = {None, *asked}
+        entries = read_quarantine(
+            store,
+            [file for file in files if file.partition in wanted],
+            concerns=None if partitions is None else self._reads_for(asked),
+        )
+        if reason is not None:
+            entries = (
+                batch.filter(pc.call_function("equal", [batch["reason"], reason]))
+                for batch in entries
+            )
+        return pa.RecordBatchReader.from_batches(QUARANTINED, entries)
+
+    def quarantine_reasons(self, partitions: Partitions = None) -> list[QuarantineReason]:
+        """Why the last runs refused what they did: how much, with an example; the most first.
+
+        Args:
+            partitions: as in `quarantine`.
+
+        Raises:
+            NotFoundError: there is no such partition, or nothing was materialized yet.
+        """
+        return quarantine_reasons(self.quarantine(partitions))
+
+    def _reads_for(self, partitions: Sequence[str]) -> Callable[[str], bool]:
+        """Whether a run of some of the partitions reads a file, by the time in the file's name."""
+        state = SourceState(self.resources.source, self.settings.partitions)
+        return lambda file: any(state.is_read_for(one, file) for one in partitions)
 
     def plan(self, partitions: Partitions = None) -> "Plan":
         """What materializing would change, embed and cost now; nothing is changed or embedded.
@@ -281,6 +343,10 @@ class Collection:
         if first > last:
             raise InvalidInputError(f"'{asked}' ends before it begins: turn it round.")
         return list(known[first : last + 1])
+
+
+def _of_reason(entries: pa.RecordBatch, reason: str) -> pa.RecordBatch:
+    return entries.filter(pc.call_function("equal", [entries["reason"], reason]))
 
 
 def collections() -> dict[str, Collection]:

@@ -39,7 +39,10 @@ QUARANTINE = pa.schema(
         ("attempts", pa.int64()),
     ]
 )
-"""One row a refused record, or a refused chunk's document (then `line` is its chunk number)."""
+"""One row a refused record, or a refused chunk of a document (then `detail` has its number)."""
+
+QUARANTINED = pa.schema([("stage", pa.string()), ("partition", pa.string()), *QUARANTINE])
+"""The quarantine of a whole collection: the asset that refused, and the partition, null if none."""
 
 WITHHELD = pa.schema([("document_id", pa.string()), ("file", pa.string()), ("reason", pa.string())])
 """One row a document that stays though the source no longer has it, and why (see `deletions`).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedding_assets.cli.quarantine import print_reasons
 from embedding_assets.cli.terminal import (
     AsJson,
     console,
@@ -57,8 +58,14 @@ def plan(
         print_rows(rows, False, f"{name}: partitions with something to do")
     at_rest = len(found.partitions) - len(rows)
     console.print(f"Nothing to do in {at_rest:,} of {len(found.partitions):,} partitions.")
-    if found.unplaced:
-        console.print(f"{found.unplaced:,} records would be refused and belong to no partition.")
+    if found.refused:
+        print_reasons(name, found.refused)
+        refused = sum(one.records for one in found.refused)
+        documents = sum(one["documents"] for one in found.partitions.values())
+        console.print(
+            f"{refused:,} records are refused, {found.unplaced:,} of them belong to no partition; "
+            f"{documents:,} documents are there."
+        )
     if found.withheld:
         console.print(plain(found.withheld))
     console.print(f"To embed: {found.texts:,} texts, {found.tokens:,} tokens{_costs(found)}.")

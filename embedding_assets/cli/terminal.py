@@ -1,7 +1,6 @@
 """What the commands of `embedding-assets` print, for people and for machines."""
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from resources.errors import EmbeddingAssetsError, not_permitted
+from resources.plain_text import plain
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 console = Console(markup=False, emoji=False)
 """Takes nothing for markup, since most of what it prints comes from outside: styles are given as
 `Text` or as `style`."""
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal would obey, or could not write: controls, line ends, marks of direction."""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = "") -> None:
@@ -33,11 +31,6 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = ""
     for row in rows:
         table.add_row(*(plain("–" if value is None else str(value)) for value in row.values()))
     console.print(table)
-
-
-def plain(text: str) -> str:
-    """Text from outside in one line: what would steer the terminal is shown as in Python."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def warn(text: str) -> None:

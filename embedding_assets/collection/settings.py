@@ -139,6 +139,13 @@ class EvaluationSettings(Settings):
 class CheckSettings(Settings):
     """When the checks of a run warn or fail."""
 
+    max_refused_records: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the records read above which the check accounting warns that they "
+        "were refused; it fails where all are. Duplicates and records of other times do not count.",
+    )
     min_chunks_per_second: float = Field(
         default=1.0, ge=0, description="Throughput of embedding under which the check warns."
     )

@@ -4,10 +4,11 @@ import dagster as dg
 from pydantic import Field
 
 from embedding_assets.collection.collection import CollectionAssets
-from embedding_assets.documents.checks import DocumentChecks
+from embedding_assets.documents.checks import DocumentChecks, refused_metadata
 from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
 from embedding_assets.runs.range_run import RangeRun
+from embedding_assets.runs.refusals import warn_of_refusals
 
 
 class DocumentsConfig(dg.Config):
@@ -45,6 +46,10 @@ def documents_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
                 config.accept_deletions,
             )
             ingested = ingest.run()
-        return dg.MaterializeResult(check_results=checks.results(ingested))
+            warn_of_refusals(context.log, collection.name, ingested.reasons)
+        return dg.MaterializeResult(
+            metadata=run.of_all_partitions(refused_metadata(ingested)),
+            check_results=checks.results(ingested),
+        )
 
     return documents

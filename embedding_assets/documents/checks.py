@@ -7,6 +7,8 @@ import dagster as dg
 
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.runs.check_results import EXAMPLES
+from embedding_assets.runs.refusals import refusals_table
+from resources.plain_text import plain
 
 if TYPE_CHECKING:
     from embedding_assets.documents.numbers import Ingested
@@ -20,30 +22,42 @@ class DocumentChecks:
 
     def __init__(self, collection: CollectionAssets) -> None:
         self._asset = collection.asset_key("documents")
+        self._collection = collection.name
+        self._limit = collection.settings.checks.max_refused_records
         self.specs = [
             dg.AssetCheckSpec(
                 "accounting",
                 asset=self._asset,
                 description="read = stored + quarantined + other partitions; every file readable; "
-                "no deletion withheld.",
+                "few records refused; no deletion withheld.",
             )
         ]
 
     def results(self, ingested: "Ingested") -> list[dg.AssetCheckResult]:
-        problems = _problems(ingested)
+        problems = _problems(ingested, self._limit)
+        sentences = [sentence for _, sentence in problems] + self._refusals(ingested)
         return [
             dg.AssetCheckResult(
                 asset_key=self._asset,
                 check_name="accounting",
                 passed=not problems,
                 severity=_ERROR if any(severity is _ERROR for severity, _ in problems) else _WARN,
-                description=" ".join(sentence for _, sentence in problems) or None,
+                description=" ".join(sentences) or None,
                 metadata=_metadata(ingested),
             )
         ]
 
+    def _refusals(self, ingested: "Ingested") -> list[str]:
+        """Each reason with an example, of what is no problem too."""
+        if not ingested.reasons:
+            return []
+        told = "; ".join(reason.told for reason in ingested.reasons[:EXAMPLES])
+        return [
+            f"Refused as {told}. All of them: `embedding-assets quarantine {self._collection}`."
+        ]
 
-def _problems(ingested: "Ingested") -> list[tuple[dg.AssetCheckSeverity, str]]:
+
+def _problems(ingested: "Ingested", limit: float) -> list[tuple[dg.AssetCheckSeverity, str]]:
     """What is wrong, as sentences."""
     found = []
     quarantined = sum(ingested.quarantined.values())
@@ -54,18 +68,38 @@ def _problems(ingested: "Ingested") -> list[tuple[dg.AssetCheckSeverity, str]]:
         )
     if ingested.withheld.documents:
         found.append((_ERROR, ingested.withheld.sentence))
-    if quarantined and quarantined == ingested.read and ingested.read > 1:
-        found.append((_ERROR, f"All {quarantined:,} records that were read were refused."))
-    for one in ingested.refused_files[:EXAMPLES]:
-        sentence = f"{one.refused:,} of {one.read:,} records of {one.file} were refused, such as: "
-        found.append((_WARN, f"{sentence}{one.detail}."))
+    if ingested.too_much_refused(limit):
+        if quarantined == ingested.read > 1:
+            found.append((_ERROR, f"All {quarantined:,} records that were read were refused."))
+        else:
+            bad = ingested.unusable
+            found.append(
+                (
+                    _WARN,
+                    f"{bad:,} of {ingested.read:,} records ({bad / ingested.read:.0%}) were "
+                    f"refused, more than {limit:.0%} (checks.max_refused_records).",
+                )
+            )
+    if ingested.refused_files:
+        named = _some(
+            f"{one.file} ({one.refused:,} of {one.read:,})" for one in ingested.refused_files
+        )
+        found.append((_WARN, f"Much was refused of: {named}."))
     if ingested.broken_files:
         found.append((_WARN, f"Not read to their end: {_some(ingested.broken_files)}."))
     return found
 
 
+def refused_metadata(ingested: "Ingested") -> dict[str, Any]:
+    """What was refused, and how much of it is in no partition's numbers."""
+    unplaced = ingested.of_no_partition
+    return {
+        **({"quarantined_of_no_partition": unplaced} if unplaced else {}),
+        **refusals_table(ingested.reasons),
+    }
+
+
 def _metadata(ingested: "Ingested") -> dict[str, Any]:
-    reasons = "\n".join(f"| {why} | {n} |" for why, n in ingested.quarantined.most_common())
     withheld = ingested.withheld
     return {
         "read": ingested.read,
@@ -78,14 +112,12 @@ def _metadata(ingested: "Ingested") -> dict[str, Any]:
             f"{file} ({n:,})" for file, n in withheld.files.items()
         ),
         "broken_files": _some(ingested.broken_files),
-        "quarantine_reasons": dg.MetadataValue.md(
-            f"| reason | records |\n|---|---|\n{reasons}" if reasons else "none"
-        ),
+        **refused_metadata(ingested),
     }
 
 
 def _some(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
-    listed = list(names)
+    listed = [*map(plain, names)]
     more = f" and {len(listed) - EXAMPLES:,} more" if len(listed) > EXAMPLES else ""
     return ", ".join(listed[:EXAMPLES]) + more or "none"

@@ -13,13 +13,23 @@ import pyarrow.parquet as pq
 
 from embedding_assets.artifacts.keys import documents_key, documents_quarantine_key
 from embedding_assets.artifacts.parquet import write_parquet
-from embedding_assets.artifacts.quarantine import replace_quarantine
+from embedding_assets.artifacts.quarantine import (
+    QuarantineFile,
+    QuarantineReason,
+    quarantine_reasons,
+    read_quarantine,
+    replace_quarantine,
+)
 from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import periods
 from embedding_assets.documents.deletions import DeletionGuard
-from embedding_assets.documents.numbers import Ingested, partition_numbers
+from embedding_assets.documents.numbers import (
+    Ingested,
+    partition_numbers,
+    too_much_refused,
+)
 from embedding_assets.documents.source_state import SourceState, version_of
 from embedding_assets.documents.spool import Spool
 from embedding_assets.documents.unchanged import listing_marks, origin, unchanged_partitions
@@ -59,6 +69,7 @@ class Ingest:
     def __post_init__(self) -> None:
         self._name = self.collection.name
         self._state = SourceState(self.source, self.collection.settings.partitions)
+        self._quarantined: dict[str, int] = {}
 
     def run(self) -> Ingested:
         """Returns the numbers of the whole run."""
@@ -74,19 +85,41 @@ class Ingest:
         unread = {}
         if not settings.source.read_unchanged_files:
             unread = unchanged_partitions(self.artifacts, self._name, self.partitions, marks)
-            self.record(unread)
+            self._record(unread)
         if unread:
             self.log.info(
                 f"{len(unread):,} of {len(self.partitions):,} partitions are up to date, for their "
                 "files are as they were; source.read_unchanged_files: true reads them nevertheless."
             )
         to_read = [partition for partition in self.partitions if partition not in unread]
+        files = {file.path for file in listing}
         if to_read:
-            ingested = self._read(to_read, marks, {file.path for file in listing})
+            ingested = self._read(to_read, marks, files)
         else:
             self._forget_files_that_are_gone()
             ingested = Ingested()
-        return replace(ingested, unread_partitions=len(unread))
+        reasons = self._reasons(files)
+        return replace(
+            ingested,
+            unread_partitions=len(unread),
+            reasons=reasons,
+            of_no_partition=sum(one.records for one in reasons) - sum(self._quarantined.values()),
+        )
+
+    def _record(self, finished: dict[str, dict[str, Any]]) -> None:
+        self._quarantined |= {key: numbers["quarantined"] for key, numbers in finished.items()}
+        self.record(finished)
+
+    def _reasons(self, files: set[str]) -> list[QuarantineReason]:
+        """What is in the quarantine of the partitions, and of their files as a whole."""
+        placed = [partition for partition, entries in self._quarantined.items() if entries]
+        quarantines = [
+            QuarantineFile("documents", partition, documents_quarantine_key(self._name, partition))
+            for partition in (None, *placed)
+        ]
+        return quarantine_reasons(
+            read_quarantine(self.artifacts, quarantines, concerns=files.__contains__)
+        )
 
     def _periods(self, partitions: Sequence[str]) -> list[Period] | None:
         return periods(self.collection.partitions, partitions)
@@ -95,12 +128,17 @@ class Ingest:
         self, partitions: Sequence[str], marks: Mapping[str, str], files: set[str]
     ) -> Ingested:
         """Reads the source and replaces the documents of each of the partitions."""
+        settings = self.collection.settings
         with scratch() as database, closing(Spool(database)) as spool:
             read = self._fill(spool, partitions)
             spool.refuse_duplicates()
             spool.count_yields(all(self._state.limited_to(file) is None for file in files))
             broken_files = spool.broken_files()
-            refused_files = spool.refused_files(self.collection.settings.deletions)
+            refused_files = spool.refused_files(settings.deletions)
+            quarantined = spool.refused_by_reason()
+            limit = settings.checks.max_refused_records
+            hopeless = too_much_refused(read, quarantined, limit)
+            doubtful_files = [*broken_files, *(one.file for one in refused_files)]
             keys = {p: documents_key(self._name, p) for p in partitions}
             known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
             guard = self._guard(database)
@@ -115,10 +153,13 @@ class Ingest:
             progress = Progress(self.log, "documents written", partitions=len(partitions))
             for partition, rows in spool.documents(partitions):
                 progress.begin()
-                quarantined = self._write_quarantine(database, partition, partition in refused)
+                entries = self._write_quarantine(database, partition, partition in refused)
                 held = withheld.partitions.get(partition, 0)
-                broken = any(self._state.is_read_for(partition, file) for file in broken_files)
-                mark = None if broken or held else marks.get(partition)
+                # Without a mark the next run reads again, and says again what is wrong.
+                doubtful = hopeless or any(
+                    self._state.is_read_for(partition, file) for file in doubtful_files
+                )
+                mark = None if doubtful or held else marks.get(partition)
                 if held:
                     guard.write(partition, self._state.hex(partition))
                 marked = origin(self._state.hex(partition), mark, yields.get(partition, "{}"))
@@ -127,16 +168,16 @@ class Ingest:
                     guard.forget(partition)
                 stored += numbers["documents"]
                 changes = {name: n for name, n in numbers.items() if name != "documents"}
-                progress.advance(numbers["documents"], **changes, errors=quarantined)
+                progress.advance(numbers["documents"], **changes, errors=entries)
                 told = {"deletions_withheld": held} if held else {}
-                self.record({partition: {**numbers, **told, "quarantined": quarantined}})
+                self._record({partition: {**numbers, **told, "quarantined": entries}})
             progress.advance(0, errors=refused.get(None, 0))
             progress.finish()
             return Ingested(
                 read,
                 spool.count_elsewhere(),
                 stored - withheld.documents,
-                spool.refused_by_reason(),
+                quarantined,
                 withheld,
                 broken_files,
                 refused_files,

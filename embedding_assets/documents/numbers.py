@@ -1,10 +1,12 @@
 """What `documents` tells of a run and of each of its partitions."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from embedding_assets.artifacts.quarantine import QuarantineReason
 from embedding_assets.documents.deletions import WithheldDeletions
-from embedding_assets.documents.spool import RefusedFile
+from embedding_assets.documents.spool import SOUND_RECORDS, RefusedFile
 
 ESSENTIAL = ("added", "changed", "unchanged", "deleted", "quarantined", "deletions_withheld")
 
@@ -22,6 +24,9 @@ class Ingested:
         broken_files: files that could not be read, or not to their end.
         refused_files: files of which more was refused than `deletions.max_refused_share`.
         unread_partitions: partitions left as they are because their files are as they were.
+        reasons: what is in the quarantine of these partitions and of the files that are read for
+            them, those included that were left as they are.
+        of_no_partition: how many of those entries belong to no partition.
     """
 
     read: int = 0
@@ -32,6 +37,27 @@ class Ingested:
     broken_files: list[str] = field(default_factory=list)
     refused_files: list[RefusedFile] = field(default_factory=list)
     unread_partitions: int = 0
+    reasons: list[QuarantineReason] = field(default_factory=list)
+    of_no_partition: int = 0
+
+    @property
+    def unusable(self) -> int:
+        """Refused records that speak against their source."""
+        return unusable(self.quarantined)
+
+    def too_much_refused(self, share: float) -> bool:
+        return too_much_refused(self.read, self.quarantined, share)
+
+
+def unusable(quarantined: Mapping[str, int]) -> int:
+    return sum(n for reason, n in quarantined.items() if reason not in SOUND_RECORDS)
+
+
+def too_much_refused(read: int, quarantined: Mapping[str, int], share: float) -> bool:
+    """Whether more than a share of the records that were read is unusable, or nothing is left."""
+    bad = unusable(quarantined)
+    much = bad > share * read and (bad > 1 or read == 1)
+    return much or read == sum(quarantined.values()) > 1
 
 
 def partition_numbers(

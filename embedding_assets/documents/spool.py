@@ -39,12 +39,11 @@ _REFUSALS = pa.schema([pa.field("partition", pa.string()), *list(QUARANTINE)[:-1
 
 @dataclass(frozen=True)
 class RefusedFile:
-    """A file of which most was refused: `refused` of `read` records; `detail` says why of one."""
+    """A file of which much was refused: `refused` of `read` records."""
 
     file: str
     refused: int
     read: int
-    detail: str
 
 
 class Spool:
@@ -156,11 +155,11 @@ class Spool:
         """Files of which more than the permitted share was refused, the worst first."""
         rows = self._database.rows(
             """
-            SELECT file, count(*) FILTER (refused) AS bad, count(*), any_value(detail)
-            FROM (SELECT file, true AS refused, detail FROM refusals
+            SELECT file, count(*) FILTER (refused) AS bad, count(*)
+            FROM (SELECT file, true AS refused FROM refusals
                   WHERE reason NOT IN (SELECT unnest($sound))
-                  UNION ALL SELECT file, false, NULL FROM records
-                  UNION ALL SELECT file, false, NULL FROM elsewhere)
+                  UNION ALL SELECT file, false FROM records
+                  UNION ALL SELECT file, false FROM elsewhere)
             GROUP BY file HAVING bad > 1 AND bad > $share * count(*) ORDER BY bad DESC, file
             """,
             sound=SOUND_RECORDS,

@@ -6,12 +6,14 @@ from embedding_assets.artifacts.scratch import scratch
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.embeddings.checks import EmbeddingChecks
+from embedding_assets.embeddings.failures import reasons_of
 from embedding_assets.embeddings.job import EmbeddingJob
 from embedding_assets.embeddings.numbers import ESSENTIAL, EmbeddingNumbers
 from embedding_assets.embeddings.providers import Providers
 from embedding_assets.runs.memory import peak_memory_mb
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
+from embedding_assets.runs.refusals import refusals_table, warn_of_refusals
 
 
 def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
@@ -41,7 +43,7 @@ def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
             resources.artifacts,
             collection.settings.embedder.flush_size,
         )
-        total = EmbeddingNumbers()
+        total, refusing = EmbeddingNumbers(), list[str]()
         with RangeRun(context, ESSENTIAL) as run, scratch() as database:
             progress = Progress(context.log, "chunks", partitions=len(run.partitions))
             try:
@@ -54,16 +56,21 @@ def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
                     }
                     for own in numbers.values():
                         total.add(own)
+                    refusing += [p for p, own in numbers.items() if own.texts_refused]
                     run.record({p: {**own.metadata(), **same} for p, own in numbers.items()})
             except SpaceDriftError as drift:
                 context.log_event(checks.drifted(drift))  # pyright: ignore[reportArgumentType]
                 raise
             progress.finish()
         context.log.info(total.summary())
+        reasons = reasons_of(resources.artifacts, collection.name, refusing)
+        warn_of_refusals(context.log, collection.name, reasons)
         used = {**resources.embedder.statistics(), **resources.cache.faults()}
         if used:
             context.log.info(", ".join(f"{name}: {value:,.4g}" for name, value in used.items()))
         results = checks.results(total, used, providers.canaries, context.instance)
-        return dg.MaterializeResult(check_results=results)
+        return dg.MaterializeResult(
+            metadata=run.of_all_partitions(refusals_table(reasons)), check_results=results
+        )
 
     return embeddings

@@ -1,12 +1,18 @@
 """The chunks that could not be embedded, and their way into quarantine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
 from embedding_assets.artifacts.keys import chunks_key, documents_key, embeddings_quarantine_key
 from embedding_assets.artifacts.partition_files import PartitionFiles
-from embedding_assets.artifacts.quarantine import replace_quarantine
+from embedding_assets.artifacts.quarantine import (
+    QuarantineFile,
+    QuarantineReason,
+    quarantine_reasons,
+    read_quarantine,
+    replace_quarantine,
+)
 from embedding_assets.artifacts.rows import to_arrow
 from embedding_assets.artifacts.scratch import Scratch
 from embedding_assets.embeddings.numbers import EmbeddingNumbers
@@ -84,3 +90,14 @@ class Failures:
                 chunks=files.paths[chunks_key],
                 documents=str(documents),
             )
+
+
+def reasons_of(
+    artifacts: ArtifactStore, collection: str, partitions: Iterable[str]
+) -> list[QuarantineReason]:
+    """Why chunks of the partitions are in quarantine, with an example of each reason."""
+    files = [
+        QuarantineFile("embeddings", partition, embeddings_quarantine_key(collection, partition))
+        for partition in partitions
+    ]
+    return quarantine_reasons(read_quarantine(artifacts, files))

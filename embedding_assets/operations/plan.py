@@ -4,13 +4,14 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import dagster as dg
 
 from embedding_assets.artifacts.keys import plan_key
+from embedding_assets.artifacts.quarantine import QuarantineReason
 from embedding_assets.artifacts.schemas import PLAN
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import CollectionAssets, CollectionResources
@@ -31,13 +32,15 @@ class Plan:
 
     Attributes:
         partitions: the numbers of the assets `documents` and `deduplicated_chunks`, by partition.
-        unplaced: refused records that belong to no partition.
+        unplaced: how many of the refused records belong to no partition.
         texts: distinct texts that would be embedded.
         tokens: theirs.
         dollars: what they would cost; 0 where nobody asks for money.
         withheld: which deletions would be withheld, why, and how to agree; "" if none would.
         seconds: how long embedding would take at the median speed of the last runs; None if there
             was none.
+        refused: the records that would be in quarantine, by reason and with an example, those
+            included that are there already.
     """
 
     partitions: dict[str, dict[str, Any]]
@@ -47,6 +50,7 @@ class Plan:
     dollars: float
     seconds: float | None
     withheld: str = ""
+    refused: list[QuarantineReason] = field(default_factory=list)
 
 
 def plan(
@@ -92,16 +96,16 @@ def plan(
                 )
             planner.flush()
             texts, tokens = _to_embed(settings.name, artifacts, database, partitions)
-    quarantined = sum(ingested.quarantined.values())
     speeds = last_throughputs(instance, collection.asset_key("embeddings")) if instance else []
     return Plan(
         numbers,
-        quarantined - sum(one["quarantined"] for one in numbers.values()),
+        ingested.of_no_partition,
         texts,
         tokens,
         resources.embedder.price.dollars(tokens),
         tokens / median(speeds) if speeds else None,
         ingested.withheld.sentence,
+        ingested.reasons,
     )
 
 

@@ -66,6 +66,10 @@ class RangeRun:
             self._record_now()
         self._started = now
 
+    def of_all_partitions(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the metadata of the run as a whole each partition keeps, which no one has."""
+        return metadata if self._essential is None else {}
+
     def __exit__(
         self,
         error_type: type[BaseException] | None,

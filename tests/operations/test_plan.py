@@ -66,6 +66,10 @@ def test_a_plan_has_the_numbers_of_the_run_that_follows(pipeline: Pipeline) -> N
         for asset in ("documents", "deduplicated_chunks"):
             for partition, metadata in per_partition(result, asset).items():
                 assert partition is not None
+                if asset == "documents":
+                    assert metadata.pop("quarantined_of_no_partition", 0) == found.unplaced
+                    assert ("refused" in metadata) == bool(found.refused)
+                metadata.pop("refused", None)
                 for name, value in metadata.items():
                     assert found.partitions[partition][name] == value, (partition, name)
         embedded = numbers(result, "embeddings")
