@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
-from embedding_assets.cli import main as cli
+from embedding_assets.cli import plan as cli
 from embedding_assets.cli.main import app
 from embedding_assets.operations.plan import Plan, plan
 from embedding_assets.project import LoadedCollections
