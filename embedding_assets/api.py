@@ -367,7 +367,7 @@ def open(name: str | None = None) -> Collection:
     available, broken = loaded()
     known = f"Collections: {', '.join(available) or 'none'}."
     if broken:
-        known += f" Not loaded: {' '.join(broken)}"
+        known = "\n".join([known, *(f"Not loaded: {each}" for each in broken)])
     if name is None:
         if len(available) != 1 or broken:
             raise NotFoundError(f"Name a collection. {known}")

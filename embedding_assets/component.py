@@ -1,12 +1,17 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
+from typing import Any
+
+import click
 import dagster as dg
 from dagster._utils.warnings import suppress_dagster_warnings
-from pydantic import BaseModel
+from pydantic import BaseModel, GetJsonSchemaHandler, RootModel
+from pydantic_core import CoreSchema
 
 from embedding_assets.automation import automation
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import Environment, read_environment
+from embedding_assets.collection.mistakes import read_settings
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
@@ -14,7 +19,6 @@ from embedding_assets.documents.asset import documents_asset
 from embedding_assets.embeddings.asset import embeddings_asset
 from embedding_assets.operations.report_asset import report_asset
 from embedding_assets.vector_index.asset import vector_index_asset
-from resources.errors import InvalidInputError
 
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: docs/settings.md.
@@ -36,6 +40,32 @@ class CollectionScaffolder(dg.Scaffolder):
         )
 
 
+class CollectionAttributes(RootModel[dict[str, Any]]):
+    """The attributes as the file has them: `EmbeddingCollection.load` says what is wrong in them.
+
+    Dagster would let pydantic say it.
+    """
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """That of the settings, which editors complete and check."""
+        del core_schema
+        return handler(CollectionSettings.__pydantic_core_schema__)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The same, except to `dg check defs`.
+
+        It would look no further than what the schema finds, and that without a suggestion.
+        """
+        command = click.get_current_context(silent=True)
+        if command and command.command_path.endswith("check defs"):
+            return {}
+        return super().model_json_schema(*args, **kwargs)
+
+
 @dg.scaffold_with(CollectionScaffolder)
 class EmbeddingCollection(dg.Component):
     """A corpus kept as a vector index, by four assets: `documents` to `vector_index`."""
@@ -44,21 +74,20 @@ class EmbeddingCollection(dg.Component):
         self.settings = settings
 
     @classmethod
-    def get_model_cls(cls) -> type[CollectionSettings]:
-        # The settings themselves, not a model derived from them in which each field may also be a
-        # template: errors then name the field and what it may be.
-        return CollectionSettings
+    def get_model_cls(cls) -> type[CollectionAttributes]:
+        return CollectionAttributes
 
     @classmethod
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "EmbeddingCollection":
-        if not isinstance(attributes, CollectionSettings):
-            raise InvalidInputError(
-                "a collection needs at least the attributes 'name' and 'source.path'"
-            )
+        file = context.resolution_context.source_position_tree
+        given = attributes.root if isinstance(attributes, CollectionAttributes) else {}
+        settings = read_settings(
+            CollectionSettings, given, file and file.children.get("attributes", file)
+        )
         read_environment(context.project_root)  # templates may name what is in .env
-        settings = attributes.rendered(context.resolution_context.resolve_value)
+        settings = settings.rendered(context.resolution_context.resolve_value)
         return cls(settings.with_absolute_paths(context.path, context.project_root))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:

@@ -1,8 +1,8 @@
 """The collections of a project, loaded apart from each other: a broken file stops none but its own.
 
 A file under `defs/` that cannot be loaded stands in Dagster as an asset and a sensor, which fail
-with the sentence that says why. `dg check defs` and `dagster definitions validate` find the error
-itself, as they would without this.
+with what says why. `dg check defs` and `dagster definitions validate` say the same, of all such
+files at once; of an error that is no mistake in YAML they show where in the code it arose.
 """
 
 import logging
@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -27,17 +28,26 @@ from dagster.components.core.decl import (
 )
 from dagster.components.core.defs_module import (
     EXPLICITLY_IGNORED_GLOB_PATTERNS,
+    ComponentFileModel,
     ComponentLoc,
     ComponentPath,
     find_defs_or_component_yaml,
 )
 from dagster.components.resolved.errors import ResolutionException
+from dagster_shared.check import CheckError
+from dagster_shared.error import DagsterUnresolvableSymbolError
 from dagster_shared.record import record
+from jinja2 import TemplateError
 from pydantic import ValidationError
 from yaml import MarkedYAMLError
 
 from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.collection.environment import read_environment
+from embedding_assets.collection.mistakes import (
+    YamlMistakeError,
+    told_of_file,
+    told_of_syntax,
+)
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.component import EmbeddingCollection
@@ -45,7 +55,17 @@ from resources.errors import EmbeddingAssetsError, InvalidInputError
 from resources.identity.content_hash import fingerprint
 
 _VALIDATION = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster's commands that look for errors
-_LONGEST = 600
+_MISTAKES = (
+    EmbeddingAssetsError,
+    ValidationError,
+    MarkedYAMLError,
+    TemplateError,
+    CheckError,
+    dg.DagsterError,
+    DagsterUnresolvableSymbolError,
+)
+_LONGEST = 1_000
+_NEAR = 0.8
 _GROUP = "not_loaded"
 _SECONDS_BETWEEN_TICKS = 60
 _log = logging.getLogger(__name__)
@@ -86,8 +106,15 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
 
     Args:
         around: a path within the project; by default the working directory.
+
+    Raises:
+        YamlMistakeError: there are some, and a command looks for them.
     """
-    return CollectionTree.for_project(read_environment(around).project).build_defs()
+    tree = CollectionTree.for_project(read_environment(around).project)
+    definitions = tree.build_defs()
+    if tree.mistakes:
+        raise YamlMistakeError("\n\n".join(sorted({*tree.mistakes})))
+    return definitions
 
 
 class BrokenFile(dg.Component):
@@ -99,12 +126,13 @@ class BrokenFile(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         del context
-        _log.warning("Not loaded: %s", self.sentence)
+        if not os.environ.get(_VALIDATION):  # which says it by itself
+            _log.warning("Not loaded: %s", self.sentence)
 
         @dg.asset(
             key=[_GROUP, self.name],
             group_name=_GROUP,
-            description=f"Could not be loaded. {self.sentence}",
+            description=f"Could not be loaded.\n\n```\n{self.sentence}\n```",
         )
         def broken() -> None:
             raise dg.Failure(self.sentence, allow_retries=False)
@@ -113,7 +141,7 @@ class BrokenFile(dg.Component):
             name=f"{_GROUP}_{self.name}",
             minimum_interval_seconds=_SECONDS_BETWEEN_TICKS,
             default_status=dg.DefaultSensorStatus.RUNNING,
-            description=f"Fails until this is mended: {self.sentence}",
+            description=f"Fails until this is mended.\n\n```\n{self.sentence}\n```",
         )
         def sensor() -> None:
             raise InvalidInputError(self.sentence)
@@ -158,6 +186,11 @@ class CollectionTree(dg.ComponentTree):
                 f"{len(files)} collections have the name '{name}': {', '.join(files)}. A name is "
                 "that of assets and tables: give each its own."
             )
+
+    @cached_property
+    def mistakes(self) -> list[str]:
+        """What is wrong in YAML files, if a command looks for that."""
+        return []
 
     @cached_property
     def _files_by_name(self) -> dict[str, list[str]]:
@@ -229,15 +262,18 @@ class CollectionTree(dg.ComponentTree):
         """What stands for a file.
 
         Raises:
-            Exception: the error itself, where somebody looks for errors.
+            Exception: the error itself, if it is no mistake in YAML and a command looks for errors.
         """
+        sentence = _sentence(_file(loc), error)
         if os.environ.get(_VALIDATION):
-            raise error
+            if not isinstance(_reason(error), _MISTAKES):
+                raise error
+            self.mistakes.append(sentence)
         where = loc.get_display_key(self.defs_module_path)
         name = re.sub(r"\W", "_", where.removesuffix("[0]"), flags=re.ASCII)
         if name != where.removesuffix("[0]"):  # so that two of them stay two
             name += f"_{fingerprint(where, 4).hex()}"
-        return BrokenFile(name, _sentence(_file(loc), error))
+        return BrokenFile(name, sentence)
 
 
 def _file(loc: ComponentLoc) -> Path:
@@ -245,21 +281,36 @@ def _file(loc: ComponentLoc) -> Path:
     return find_defs_or_component_yaml(path) or path
 
 
+def _reason(error: BaseException) -> BaseException:
+    """The error below one that quotes half the file."""
+    if isinstance(error, ResolutionException):
+        return error.__cause__ or error.__context__ or error
+    return error
+
+
 def _sentence(file: Path, error: BaseException) -> str:
     """What is wrong, and where; without values, of which some are secrets."""
-    if isinstance(error, ResolutionException):  # quotes half the file
-        error = error.__cause__ or error.__context__ or error
+    error = _reason(error)
+    if isinstance(error, YamlMistakeError):
+        return str(error)
     if isinstance(error, ValidationError):
-        said = "; ".join(
-            f"{' '.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ).replace("`", "")
-    elif isinstance(error, MarkedYAMLError) and error.problem_mark:
-        said = f"line {error.problem_mark.line + 1}: {error.problem}"
-    elif isinstance(error, EmbeddingAssetsError | dg.DagsterError):
-        said = str(error)
+        said = told_of_file(error, ComponentFileModel)
+    elif isinstance(error, MarkedYAMLError):
+        said = told_of_syntax(error)
+    elif isinstance(error, TemplateError):
+        said = f"{{{{ }}}} holds no template: {error}"
+    elif isinstance(error, _MISTAKES):
+        said = " ".join(str(error).split()).removeprefix("Invariant failed. Description: ")
+        if isinstance(error, DagsterUnresolvableSymbolError):
+            said += _meant(file)
     else:
-        said = f"{type(error).__name__}: {error}"
-    said = " ".join(said.split())
+        said = " ".join(f"{type(error).__name__}: {error}".split())
     said = said if len(said) <= _LONGEST else said[: _LONGEST - 1] + "…"
     return said if str(file) in said else f"{file}: {said}"
+
+
+def _meant(file: Path) -> str:
+    """The type of a component of ours, if that of a file is nearly it."""
+    ours = f"embedding_assets.{EmbeddingCollection.__name__}"
+    given = re.findall(r"^type:\s*(\S+)", file.read_text(), re.M)
+    return f" Did you mean {ours}?" if get_close_matches(ours, given, 1, _NEAR) else ""

@@ -34,8 +34,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = ""
 
 
 def warn(text: str) -> None:
-    """A line beside the output, which stays as it is for machines."""
-    typer.secho(plain(text), fg="yellow", err=True)
+    """A warning beside the output, which stays as it is for machines."""
+    typer.secho(_plain_lines(text), fg="yellow", err=True)
+
+
+def _plain_lines(text: str) -> str:
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def is_terminal(as_json: bool) -> bool:
@@ -52,6 +56,5 @@ def errors_for_people() -> Iterator[None]:
         said = str(error) if isinstance(error, EmbeddingAssetsError) else not_permitted(error)
         if said is None:
             raise
-        lines = "\n".join(map(plain, said.split("\n")))
-        typer.secho(f"Error: {lines}", fg="red", err=True)
+        typer.secho(f"Error: {_plain_lines(said)}", fg="red", err=True)
         raise typer.Exit(1) from error

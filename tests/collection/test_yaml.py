@@ -6,7 +6,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster.components.core.component_tree import ComponentTreeException
 
+from embedding_assets.collection.mistakes import YamlMistakeError
 from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import PartitionSettings
 from resources.document_sources import Document
@@ -78,31 +80,37 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"nmae": "x"}, ["nmae"]),
+        (
+            {"nmae": "x"},
+            ["nmae is no setting. Did you mean name?", "The settings: name, "],
+        ),
         ({"name": "has space"}, ["name", "pattern"]),
         ({"name": 3}, ["name", "string"]),
-        ({"source": {"pth": "x"}}, ["source", "pth"]),
+        ({"source": {"pth": "x"}}, ["source.pth is no setting. Did you mean path?"]),
         ({"source": {"path": "  "}}, ["source.path must name a file"]),
         ({"source": {"path": "notes/**.jsonl"}}, ["source.path", "'**/*.jsonl' in place of"]),
         ({"source": {"path": "/a/old**/x.md"}}, ["source.path", "'old*' in place of 'old**'"]),
         ({"source": {"path": "s4://bucket"}}, ["source.path", "s4://", "s3://"]),
         ({"source": {"path": "a\0b"}}, ["source.path", "NUL"]),
-        ({"source": "a.jsonl"}, ["source"]),
+        ({"source": "a.jsonl"}, ["source must hold settings", "source: {path: …}"]),
         ({"source": {"path": "x", "format": "xml"}}, ["format", "jsonl", "parquet"]),
         ({"source": {"path": "x", "fields": {"body": "b"}}}, ["fields", "body"]),
-        ({"partitions": {"by": "yeer"}}, ["by", "'year'", "'bucket'"]),
+        ({"partitions": {"by": "yeer"}}, ["'bucket'; got 'yeer'. Did you mean year?"]),
         ({"partitions": {"by": "year"}}, ["start", "YYYY-MM-DD"]),
         ({"partitions": {"by": "year", "start": "May 2020"}}, ["start", "YYYY-MM-DD", "May 2020"]),
         ({"partitions": {"by": "day", "start": "2999-01-01"}}, ["partitions.start", "future"]),
         ({"partitions": {"by": "year", "start": "2020-01-01"}}, ["source.fields.timestamp"]),
-        ({"partitions": {"count": 0}}, ["count", "greater than or equal to 1"]),
-        ({"chunking": {"max_tokens": "many"}}, ["max_tokens", "integer"]),
-        ({"chunking": {"max_tokens": 4}}, ["max_tokens", "greater than or equal to 16"]),
+        ({"partitions": {"count": 0}}, ["partitions.count must be at least 1; got 0."]),
+        (
+            {"chunking": {"max_tokens": "many"}},
+            ["must be a whole number; got 'many'."],
+        ),
+        ({"chunking": {"max_tokens": 4}}, ["max_tokens must be at least 16; got 4."]),
         ({"chunking": {"overlap": 200}}, ["overlap (200)", "half of max_tokens"]),
         ({"chunking": {"strategy": "semantic"}}, ["strategy", "'structure'", "'whole'"]),
         ({"chunking": {"context": "all"}}, ["context", "'headings'"]),
         ({"embedder": {"device": "tpu"}}, ["device", "'cuda'"]),
-        ({"embedder": {"modle": "x"}}, ["modle", "not permitted"]),
+        ({"embedder": {"modle": "x"}}, ["embedder.modle is no setting. Did you mean model?"]),
         ({"embedder": {"base_url": "http://x"}}, ["set provider: openai", "base_url"]),
         ({"fallback": {"provider": "azure"}}, ["fallback", "'local' or 'openai'"]),
         (
@@ -112,8 +120,12 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
         ({"evaluation": {"queries": "q"}}, ["evaluation", "qrels"]),
         ({"evaluation": {"queries": "q", "qrels": "r", "min_ndcg_at_10": 2}}, ["min_ndcg_at_10"]),
         ({"evaluation": {"queries": " ", "qrels": "r"}}, ["queries must name a file"]),
-        ({"checks": {"max_error_rate": -1}}, ["max_error_rate", "greater than or equal to 0"]),
+        ({"checks": {"max_error_rate": -1}}, ["max_error_rate must be at least 0; got -1."]),
         ({"backfill": {"partitions_per_run": 0}}, ["partitions_per_run"]),
+        ({"max_tokens": 9}, ["Did you mean chunking.max_tokens?"]),
+        ({"source": {"path": "x", "timestamp": "t"}}, ["Did you mean source.fields.timestamp?"]),
+        ({"automation": {"source_sensor": {"every": 9}}}, ["Did you mean every_seconds?"]),
+        ({"checks": dict.fromkeys("abcde", 1)}, ["checks.a is no", "And 2 more mistakes."]),
     ],
     ids=str,
 )
@@ -124,6 +136,23 @@ def test_a_wrong_setting_is_told_with_file_field_and_what_was_expected(
     assert "defs.yaml" in message
     for part in expected:
         assert part in message
+
+
+def test_a_misspelt_key_is_five_lines_at_most_and_its_value_is_not_among_them(
+    project: Project,
+) -> None:
+    project.write({**MINIMAL, "chunking": {"max_token": "sk-secret"}})
+    with pytest.raises(ComponentTreeException) as caught:
+        dg.ComponentTree.for_project(project.folder).load_root_component()
+    assert isinstance(caught.value.__cause__, YamlMistakeError)
+    lines = str(caught.value.__cause__).splitlines()
+    assert lines[0].endswith(
+        "docs/defs.yaml:3: chunking.max_token is no setting. Did you mean max_tokens?"
+    )
+    assert "strategy, max_tokens, overlap, context." in lines[1]
+    assert "By default 256." in lines[-1]
+    assert len(lines) <= 5
+    assert "secret" not in "\n".join(lines)
 
 
 @pytest.mark.parametrize("attributes", [None, {}, {"name": "docs"}, {"source": {"path": "x"}}])
