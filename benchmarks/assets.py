@@ -12,6 +12,7 @@ from pydantic import Field
 
 from embedding_assets.collection.embedder_settings import FirstEmbedderSettings
 from embedding_assets.collection.environment import read_environment
+from embedding_assets.collection.resources import shared_resources
 from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.local import LocalEmbedder
 
@@ -58,11 +59,14 @@ class CacheConfig(dg.Config):
     repeats: int = Field(default=3, ge=1, description="Rounds; medians are shown.")
 
 
-class Benchmarks(dg.Component):
-    """The assets, as a component: `embedding_assets/defs/benchmarks/defs.yaml` names it."""
-
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return benchmark_definitions(str(read_environment(context.project_root).models))
+@dg.definitions
+def defs() -> dg.Definitions:
+    """A code location of their own, so that they do not stand beside the user's data."""
+    environment = read_environment()
+    shared = dg.Definitions(
+        resources={"artifact_store": shared_resources(environment)["artifact_store"]}
+    )
+    return dg.Definitions.merge(benchmark_definitions(str(environment.models)), shared)
 
 
 def benchmark_definitions(model_cache: str) -> dg.Definitions:

@@ -124,10 +124,16 @@ def test_the_cache_asset_shows_what_each_share_of_repeats_saves(tmp_path: Path) 
     assert_plot_is_shown_and_kept(metadata, tmp_path, "cache")
 
 
-def test_the_benchmark_assets_are_in_the_project_and_run_with_their_defaults() -> None:
-    from embedding_assets.definitions import defs
+def test_the_benchmark_assets_are_a_code_location_of_their_own_and_run_with_their_defaults() -> (
+    None
+):
+    from benchmarks.assets import defs
+    from embedding_assets.definitions import defs as users_defs
 
     definitions = defs()
+    users = {*users_defs().resolve_all_asset_keys()}
+    assert users
+    assert not users.intersection(definitions.resolve_all_asset_keys())
     for name in ("batch_size", "cache"):
         asset = definitions.resolve_assets_def(dg.AssetKey(["benchmarks", name]))
         assert asset.partitions_def is None
