@@ -103,7 +103,10 @@ def collection_definitions(
     settings: CollectionSettings, environment: Environment | None = None
 ) -> dg.Definitions:
     """The assets and the resources of one collection, and what runs them."""
+    environment = environment or read_environment()
     collection = CollectionAssets(settings)
+    resources = collection_resources(settings, environment)
+    declared = collection.resources_of(shared_resources(environment) | resources)
     automated = automation(collection)
     return dg.Definitions(
         jobs=automated.jobs,
@@ -111,10 +114,10 @@ def collection_definitions(
         sensors=automated.sensors,
         assets=[
             documents_asset(collection),
-            deduplicated_chunks_asset(collection),
-            embeddings_asset(collection),
-            vector_index_asset(collection),
+            deduplicated_chunks_asset(collection, declared),
+            embeddings_asset(collection, declared),
+            vector_index_asset(collection, declared),
             report_asset(collection),
         ],
-        resources=collection_resources(settings, environment),
+        resources=resources,
     )

@@ -52,15 +52,29 @@ class CollectionAssets:
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
+    def shown(self, description: str) -> dict[str, Any]:
+        """What is shown of any asset of the collection, as arguments of `dg.asset`.
+
+        Args:
+            description: of the asset; that of the collection comes below it.
+        """
+        below = f"\n\n{self.settings.description}" if self.settings.description else ""
+        return {
+            "description": description + below,
+            "group_name": self.name,
+            "owners": self.settings.owners,
+            "tags": self.settings.tags,
+        }
+
     def asset(
-        self, name: str, *, after: str | None = None, **options: Any
+        self, name: str, *, description: str, after: str | None = None, **options: Any
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """`dg.asset` with what every asset of the collection has in common."""
         per_run = self.settings.partitions_per_run
         return dg.asset(
             key=self.asset_key(name),
             deps=[self.asset_key(after)] if after else [],
-            group_name=self.name,
+            **self.shown(description),
             pool=_POOLS.get(name),
             freshness_policy=self._freshness_policy,
             partitions_def=self.partitions,
@@ -140,3 +154,8 @@ class CollectionResources:
         if self.fallback is None or self.same_space:
             return (self.embedder,)
         return (self.embedder, self.fallback)
+
+    @property
+    def embedder_kinds(self) -> set[str]:
+        """What computes vectors, as Dagster calls it."""
+        return {each.kind for each in (self.embedder, self.fallback) if each is not None}

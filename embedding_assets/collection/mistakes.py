@@ -16,7 +16,7 @@ from resources.errors import InvalidInputError
 _WIDTH = 100
 _LONGEST_HELP = 185  # two lines
 _MOST_MISTAKES = 3
-_MOST_NAMES = 12
+_MOST_NAMES = 16
 _LONGEST_VALUE = 40
 _NEAR = 0.6
 _NEAR_ELSEWHERE = 0.8

@@ -304,6 +304,15 @@ class CollectionSettings(Settings):
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Asset key prefix and table name: letters, digits and underscores.",
     )
+    description: str | None = Field(
+        default=None, description="What the collection is, in Markdown; on all its assets."
+    )
+    owners: list[str] = Field(
+        default=[], description="Who answers for it: e-mail addresses, or teams as team:NAME."
+    )
+    tags: dict[str, str] = Field(
+        default={}, description="Labels of all its assets, by which Dagster filters."
+    )
     source: SourceSettings
     partitions: PartitionSettings = PartitionSettings()
     chunking: ChunkingSettings = ChunkingSettings()
@@ -314,6 +323,32 @@ class CollectionSettings(Settings):
     deletions: DeletionSettings = DeletionSettings()
     backfill: BackfillSettings = BackfillSettings()
     automation: AutomationSettings = AutomationSettings()
+
+    @field_validator("owners")
+    @classmethod
+    def _owners_can_be_told_from_each_other(cls, owners: list[str]) -> list[str]:
+        for owner in owners:
+            try:
+                dg.AssetSpec("any", owners=[owner])
+            except dg.DagsterInvalidDefinitionError:
+                raise ValueError(
+                    "each of owners must be an e-mail address, such as ann@example.org, or a team, "
+                    f"such as team:search; got {owner!r}"
+                ) from None
+        return owners
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_are_labels(cls, tags: dict[str, str]) -> dict[str, str]:
+        for name, value in tags.items():
+            try:
+                dg.AssetSpec("any", tags={name: value})
+            except dg.DagsterInvalidDefinitionError:
+                raise ValueError(
+                    "names and values of tags have at most 63 letters, digits, '_', '-' and '.', "
+                    f"and a name may have one more part before a '/'; got {name!r}: {value!r}"
+                ) from None
+        return tags
 
     @property
     def partitions_per_run(self) -> int | None:

@@ -3,20 +3,22 @@
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import CollectionAssets
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.deduplicated_chunks.cache_lookup import Planner
 from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 
 
-def deduplicated_chunks_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
+def deduplicated_chunks_asset(
+    collection: CollectionAssets, declared: CollectionResources
+) -> dg.AssetsDefinition:
     @collection.asset(
         "deduplicated_chunks",
         after="documents",
         description="Chunks of the documents, their content hashes, and which of them the "
         "cache already holds a vector for.",
-        kinds={"parquet"},
+        kinds={"parquet", declared.cache.kind},
     )
     def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)

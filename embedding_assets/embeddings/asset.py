@@ -3,7 +3,7 @@
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import CollectionAssets
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.embeddings.checks import EmbeddingChecks
 from embedding_assets.embeddings.failures import reasons_of
@@ -16,7 +16,9 @@ from embedding_assets.runs.range_run import RangeRun
 from embedding_assets.runs.refusals import refusals_table, warn_of_refusals
 
 
-def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
+def embeddings_asset(
+    collection: CollectionAssets, declared: CollectionResources
+) -> dg.AssetsDefinition:
     checks = EmbeddingChecks(collection)
 
     @collection.asset(
@@ -24,7 +26,7 @@ def embeddings_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
         after="deduplicated_chunks",
         description="One vector for each distinct chunk: from the cache, or from the model "
         "and then into the cache, flush by flush.",
-        kinds={"parquet"},
+        kinds={"parquet", declared.cache.kind, *declared.embedder_kinds},
         check_specs=checks.specs,
     )
     def embeddings(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

@@ -25,13 +25,13 @@ def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     @dg.asset(
         key=collection.asset_key("report"),
         deps=[collection.asset_key("vector_index")],
-        group_name=collection.name,
         # Without one, Dagster's command line refuses to run all assets over a range of partitions.
         backfill_policy=dg.BackfillPolicy.single_run(),
         required_resource_keys=collection.resource_keys,
-        description="History of the runs, a map of the vectors, nearest neighbours, the slowest "
-        "partitions and the commonest reasons of the quarantine. Materialize it when you want "
-        "to look.",
+        **collection.shown(
+            "History of the runs, a map of the vectors, nearest neighbours, the slowest partitions "
+            "and the commonest reasons of the quarantine. Materialize it when you want to look."
+        ),
         kinds={"markdown"},
     )
     def report(context: dg.AssetExecutionContext, config: ReportConfig) -> dg.MaterializeResult:

@@ -5,14 +5,16 @@ from contextlib import ExitStack
 import dagster as dg
 
 from embedding_assets.artifacts.scratch import scratch
-from embedding_assets.collection.collection import CollectionAssets
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.range_run import RangeRun
 from embedding_assets.vector_index.checks import IndexChecks
 from embedding_assets.vector_index.update import IndexUpdate, replace_rows
 
 
-def vector_index_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
+def vector_index_asset(
+    collection: CollectionAssets, declared: CollectionResources
+) -> dg.AssetsDefinition:
     checks = IndexChecks(collection)
 
     @collection.asset(
@@ -20,7 +22,7 @@ def vector_index_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
         after="embeddings",
         description="The searchable index: one row a chunk, one table for each embedding "
         "space. New and changed rows go in, those of deleted documents go out.",
-        kinds={"lancedb"},
+        kinds={declared.store.kind},
         check_specs=checks.specs,
     )
     def vector_index(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

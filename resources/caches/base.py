@@ -144,6 +144,11 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
 
     _tally: "_Tally" = PrivateAttr(default_factory=lambda: _Tally())
 
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What holds the vectors, as Dagster calls it: duckdb, redis."""
+
     @abstractmethod
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:
         """Says which hashes are held, without reading vectors.

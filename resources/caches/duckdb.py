@@ -71,6 +71,10 @@ class DuckDBEmbeddingCache(EmbeddingCache):
         default=60.0, description="Seconds to wait while another process holds the file."
     )
 
+    @property
+    def kind(self) -> str:
+        return "duckdb"
+
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:
         found = np.zeros(len(content_hashes), dtype=bool)
         if len(content_hashes) and self._is_there():

@@ -35,6 +35,10 @@ class MemoryEmbeddingCache(EmbeddingCache):
     behind: dg.ResourceDependency[EmbeddingCache]
     max_megabytes: int = Field(default=256, ge=1, description="Memory for vectors and keys.")
 
+    @property
+    def kind(self) -> str:
+        return self.behind.kind
+
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:
         found = self._memory.contains(space, hash_bytes(content_hashes))
         missing = np.flatnonzero(~found)

@@ -98,6 +98,10 @@ class RedisEmbeddingCache(EmbeddingCache):
         super().__init__(**fields)
         self._server = RedisServer(self.url, self.timeout)
 
+    @property
+    def kind(self) -> str:
+        return "redis"
+
     # --- look-up and storing: never fail
 
     def contains(self, space: EmbeddingSpace, content_hashes: pa.Array) -> np.ndarray:

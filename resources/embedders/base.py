@@ -96,6 +96,11 @@ class Embedder(dg.ConfigurableResource, ABC):
         """What was used since this resource was made, which in Dagster is a run."""
         return {}
 
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What computes the vectors, as Dagster calls it: openvino, pytorch, openai."""
+
     @abstractmethod
     def describe(self) -> str:
         """One line for people: what runs where, in which precision, and why."""

@@ -69,6 +69,12 @@ class LocalEmbedder(LocalSettings, Embedder):
             return EmbeddingBatch(np.zeros((0, self.space.dimension), np.float32), none, none)
         return self._loaded.model.embed(texts, self._files.prompt(role))
 
+    @property
+    def kind(self) -> str:
+        # Without a question to torch, which costs seconds.
+        on_cpu = self.device == "cpu" or (self.device == "auto" and not _has_gpu_driver())
+        return "openvino" if on_cpu else "pytorch"
+
     def describe(self) -> str:
         if "_loaded" not in self.__dict__:  # not worth loading a model for
             return f"{self.model}: not loaded"
@@ -144,10 +150,13 @@ def _load(
 def _available_device(device: str) -> str:
     if device != "auto":
         return device
-    # To ask torch costs seconds: only where there is a driver at all.
-    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-    if any(Path(driver).exists() for driver in drivers) or shutil.which("nvidia-smi"):
+    if _has_gpu_driver():  # to ask torch costs seconds
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cpu"
+
+
+def _has_gpu_driver() -> bool:
+    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    return any(Path(driver).exists() for driver in drivers) or bool(shutil.which("nvidia-smi"))

@@ -121,6 +121,11 @@ class VectorStore(dg.ConfigurableResource, ABC):
 
     capabilities: ClassVar[StoreCapabilities] = StoreCapabilities()
 
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What it is, as Dagster calls it, such as lancedb."""
+
     @abstractmethod
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:
         """Creates the table if it is not there."""

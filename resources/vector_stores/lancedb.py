@@ -113,6 +113,10 @@ class LanceDBVectorStore(VectorStore):
         "to date after each run; the vectors of fewer are compared one by one.",
     )
 
+    @property
+    def kind(self) -> str:
+        return "lancedb"
+
     @_in_empty_context
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:
         if self._open(collection, space) is not None:

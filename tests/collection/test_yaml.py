@@ -126,6 +126,12 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
         ({"source": {"path": "x", "timestamp": "t"}}, ["Did you mean source.fields.timestamp?"]),
         ({"automation": {"source_sensor": {"every": 9}}}, ["Did you mean every_seconds?"]),
         ({"checks": dict.fromkeys("abcde", 1)}, ["checks.a is no", "And 2 more mistakes."]),
+        ({"owners": ["ann"]}, ["owners", "ann@example.org", "team:search", "'ann'"]),
+        ({"owners": ["team:"]}, ["owners", "'team:'"]),
+        ({"tags": {"tier": "a b"}}, ["tags", "63 letters", "'tier': 'a b'"]),
+        ({"tags": {"a/b/c": ""}}, ["tags", "'a/b/c'"]),
+        ({"tags": {"tier": 1}}, ["tags", "tier", "string"]),
+        ({"description": ["x"]}, ["description", "string"]),
     ],
     ids=str,
 )

@@ -57,6 +57,10 @@ class CountingEmbedder(Embedder):
         return _BATCH_SIZES[self.memory]
 
     @property
+    def kind(self) -> str:
+        return "fake"
+
+    @property
     def space(self) -> EmbeddingSpace:
         return EmbeddingSpace("fake", self.model, "", self.dimension, 256, True)
 

@@ -97,6 +97,10 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
     def give_up(self) -> None:
         self._requests.give_up()
 
+    @property
+    def kind(self) -> str:
+        return "openai"
+
     def describe(self) -> str:
         limits = self._requests.known_limits
         return (
