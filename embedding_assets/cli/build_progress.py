@@ -145,19 +145,11 @@ class _Picture:
 
     def _reached(self, seconds: float) -> tuple[RenderableType, RenderableType]:
         """A bar, and what it says."""
-        from embedding_assets.runs.progress import newest_progress
+        from embedding_assets.runs.progress import newest_progress, progress_line
 
         progress = newest_progress()
         if progress is None or progress is self._before:
             return "", Text(f"{seconds:,.0f} s", "dim")
         now = progress.reached()
         bar = ProgressBar(total=1.0, completed=now.share, width=24) if now.share else ""
-        of = f" of {now.total:,}" if now.total else ""
-        said = f"{now.done:,}{of} {now.what}"
-        if now.share:
-            said += f" ({now.share:.0%})"
-        if now.rate >= 1:
-            said += f", {now.rate:,.0f}/s"
-        if now.seconds_left is not None:
-            said += f", {now.seconds_left:,.0f} s left"
-        return bar, said
+        return bar, Text(progress_line(now, details=False))

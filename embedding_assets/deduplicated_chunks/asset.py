@@ -22,24 +22,31 @@ def deduplicated_chunks_asset(
     )
     def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        splitter = Splitter(collection.name, collection.settings.chunking, resources.embedder)
         # What really was cached and embedded is told by `embeddings`, for each partition.
-        with RangeRun(context, essential=()) as run, scratch() as database:
-            progress = Progress(context.log, "documents", partitions=len(run.partitions))
-            planner = Planner(
-                collection.name,
-                resources.embedder.space,
-                resources.artifacts,
-                resources.cache,
-                database,
-                run.record,
-            )
+        with (
+            RangeRun(context, essential=()) as run,
+            scratch() as database,
+            Progress(context.log, "documents", partitions=len(run.partitions)) as progress,
+        ):
+            with progress.doing("loading the tokenizer"):
+                splitter = Splitter(
+                    collection.name, collection.settings.chunking, resources.embedder
+                )
+                planner = Planner(
+                    collection.name,
+                    resources.embedder.space,
+                    resources.artifacts,
+                    resources.cache,
+                    database,
+                    run.record,
+                )
             for partition in run.partitions:
                 numbers = split_partition(
                     splitter, resources.artifacts, database, partition, progress
                 )
                 planner.add(partition, numbers)
-            planner.flush()
+            with progress.doing("asking the cache"):
+                planner.flush()
             progress.finish()
         return dg.MaterializeResult()
 

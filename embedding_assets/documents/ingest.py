@@ -1,7 +1,7 @@
 """Reads the source once and replaces the documents of the run's partitions."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -24,7 +24,7 @@ from embedding_assets.artifacts.schemas import DOCUMENTS, QUARANTINE
 from embedding_assets.artifacts.scratch import Scratch, scratch
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import periods
-from embedding_assets.documents.deletions import DeletionGuard
+from embedding_assets.documents.deletions import DeletionGuard, WithheldDeletions
 from embedding_assets.documents.numbers import (
     Ingested,
     partition_numbers,
@@ -35,7 +35,13 @@ from embedding_assets.documents.spool import Spool
 from embedding_assets.documents.unchanged import listing_marks, origin, unchanged_partitions
 from embedding_assets.runs.progress import Progress
 from resources.artifact_stores.base import ArtifactStore
-from resources.document_sources import Document, DocumentSource, Refusal, RefusalReason
+from resources.document_sources import (
+    Document,
+    DocumentSource,
+    Refusal,
+    RefusalReason,
+    SourceFile,
+)
 from resources.document_sources.base import Period
 
 _SAME_REFUSAL = """
@@ -73,19 +79,19 @@ class Ingest:
 
     def run(self) -> Ingested:
         """Returns the numbers of the whole run."""
-        settings = self.collection.settings
-        listing = self.source.files(self._periods(self.partitions))
-        marks = listing_marks(
-            listing,
-            self.partitions,
-            self._state,
-            settings,
-            datetime.now(timezone.utc),
-        )
-        unread = {}
-        if not settings.source.read_unchanged_files:
-            unread = unchanged_partitions(self.artifacts, self._name, self.partitions, marks)
-            self._record(unread)
+        with (
+            Progress(self.log, "partitions", len(self.partitions)) as progress,
+            progress.doing("looking at the source's files"),
+        ):
+            listing = self.source.files(self._periods(self.partitions))
+            marks = listing_marks(
+                listing,
+                self.partitions,
+                self._state,
+                self.collection.settings,
+                datetime.now(timezone.utc),
+            )
+            unread = self._unread(marks)
         if unread:
             self.log.info(
                 f"{len(unread):,} of {len(self.partitions):,} partitions are up to date, for their "
@@ -94,7 +100,7 @@ class Ingest:
         to_read = [partition for partition in self.partitions if partition not in unread]
         files = {file.path for file in listing}
         if to_read:
-            ingested = self._read(to_read, marks, files)
+            ingested = self._read(to_read, marks, listing)
         else:
             self._forget_files_that_are_gone()
             ingested = Ingested()
@@ -105,6 +111,14 @@ class Ingest:
             reasons=reasons,
             of_no_partition=sum(one.records for one in reasons) - sum(self._quarantined.values()),
         )
+
+    def _unread(self, marks: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """The numbers of those partitions that need not be read, for nothing changed."""
+        if self.collection.settings.source.read_unchanged_files:
+            return {}
+        unread = unchanged_partitions(self.artifacts, self._name, self.partitions, marks)
+        self._record(unread)
+        return unread
 
     def _record(self, finished: dict[str, dict[str, Any]]) -> None:
         self._quarantined |= {key: numbers["quarantined"] for key, numbers in finished.items()}
@@ -125,54 +139,41 @@ class Ingest:
         return periods(self.collection.partitions, partitions)
 
     def _read(
-        self, partitions: Sequence[str], marks: Mapping[str, str], files: set[str]
+        self, partitions: Sequence[str], marks: Mapping[str, str], listing: Sequence[SourceFile]
     ) -> Ingested:
         """Reads the source and replaces the documents of each of the partitions."""
-        settings = self.collection.settings
+        settings, files = self.collection.settings, {file.path for file in listing}
         with scratch() as database, closing(Spool(database)) as spool:
-            read = self._fill(spool, partitions)
-            spool.refuse_duplicates()
-            spool.count_yields(all(self._state.limited_to(file) is None for file in files))
-            broken_files = spool.broken_files()
-            refused_files = spool.refused_files(settings.deletions)
-            quarantined = spool.refused_by_reason()
-            limit = settings.checks.max_refused_records
-            hopeless = too_much_refused(read, quarantined, limit)
-            doubtful_files = [*broken_files, *(one.file for one in refused_files)]
-            keys = {p: documents_key(self._name, p) for p in partitions}
-            known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
-            guard = self._guard(database)
-            withheld = guard.find([*known], broken_files, files, partial(self._others, partitions))
-            yields = guard.yields()
-            spool.retain(self.artifacts, {p: known[p] for p in withheld.partitions})
-            # First, and of each partition before its documents: they have the mark by which another
-            # run knows that nothing is left to do.
-            self._write_unplaced_quarantine(database, partitions)
-            stored = 0
-            refused = spool.refused_by_partition()
-            progress = Progress(self.log, "documents written", partitions=len(partitions))
-            for partition, rows in spool.documents(partitions):
-                progress.begin()
-                entries = self._write_quarantine(database, partition, partition in refused)
-                held = withheld.partitions.get(partition, 0)
-                # Without a mark the next run reads again, and says again what is wrong.
-                doubtful = hopeless or any(
-                    self._state.is_read_for(partition, file) for file in doubtful_files
-                )
-                mark = None if doubtful or held else marks.get(partition)
-                if held:
-                    guard.write(partition, self._state.hex(partition))
-                marked = origin(self._state.hex(partition), mark, yields.get(partition, "{}"))
-                numbers = self._replace_documents(database, partition, rows, marked)
-                if not held:
-                    guard.forget(partition)
-                stored += numbers["documents"]
-                changes = {name: n for name, n in numbers.items() if name != "documents"}
-                progress.advance(numbers["documents"], **changes, errors=entries)
-                told = {"deletions_withheld": held} if held else {}
-                self._record({partition: {**numbers, **told, "quarantined": entries}})
-            progress.advance(0, errors=refused.get(None, 0))
-            progress.finish()
+            read = self._fill(spool, partitions, listing)
+            with Progress(self.log, "documents written", partitions=len(partitions)) as progress:
+                with progress.doing("looking for duplicates and deletions"):
+                    spool.refuse_duplicates()
+                    spool.count_yields(all(self._state.limited_to(file) is None for file in files))
+                    broken_files = spool.broken_files()
+                    refused_files = spool.refused_files(settings.deletions)
+                    quarantined = spool.refused_by_reason()
+                    keys = {p: documents_key(self._name, p) for p in partitions}
+                    known = {p: key for p, key in keys.items() if self.artifacts.exists(key)}
+                    guard = self._guard(database)
+                    others = partial(self._others, partitions)
+                    withheld = guard.find([*known], broken_files, files, others)
+                    spool.retain(self.artifacts, {p: known[p] for p in withheld.partitions})
+                    # First, and of each partition before its documents: they have the mark by which
+                    # another run knows that nothing is left to do.
+                    self._write_unplaced_quarantine(database, partitions)
+                limit = settings.checks.max_refused_records
+                hopeless = too_much_refused(read, quarantined, limit)
+                doubtful_files = [*broken_files, *(one.file for one in refused_files)]
+
+                def mark(partition: str) -> str | None:
+                    """None: the next run reads again, and says again what is wrong."""
+                    doubtful = hopeless or any(
+                        self._state.is_read_for(partition, file) for file in doubtful_files
+                    )
+                    held = partition in withheld.partitions
+                    return None if doubtful or held else marks.get(partition)
+
+                stored = self._write(database, spool, partitions, guard, withheld, mark, progress)
             return Ingested(
                 read,
                 spool.count_elsewhere(),
@@ -182,6 +183,38 @@ class Ingest:
                 broken_files,
                 refused_files,
             )
+
+    def _write(
+        self,
+        database: Scratch,
+        spool: Spool,
+        partitions: Sequence[str],
+        guard: DeletionGuard,
+        withheld: WithheldDeletions,
+        mark: Callable[[str], str | None],
+        progress: Progress,
+    ) -> int:
+        """Writes each partition's documents and quarantine; returns the number of documents."""
+        yields, refused, stored = guard.yields(), spool.refused_by_partition(), 0
+        for partition, rows in spool.documents(partitions):
+            progress.begin()
+            entries = self._write_quarantine(database, partition, partition in refused)
+            held = withheld.partitions.get(partition, 0)
+            digest = self._state.hex(partition)
+            if held:
+                guard.write(partition, digest)
+            marked = origin(digest, mark(partition), yields.get(partition, "{}"))
+            numbers = self._replace_documents(database, partition, rows, marked)
+            if not held:
+                guard.forget(partition)
+            stored += numbers["documents"]
+            changes = {name: n for name, n in numbers.items() if name != "documents"}
+            progress.advance(numbers["documents"], **changes, errors=entries)
+            told = {"deletions_withheld": held} if held else {}
+            self._record({partition: {**numbers, **told, "quarantined": entries}})
+        progress.advance(0, errors=refused.get(None, 0))
+        progress.finish()
+        return stored
 
     def _guard(self, database: Scratch) -> DeletionGuard:
         settings = self.collection.settings.deletions
@@ -193,27 +226,28 @@ class Ingest:
             return []
         return sorted({*self.collection.partitions.get_partition_keys()} - {*run})
 
-    def _fill(self, spool: Spool, partitions: Sequence[str]) -> int:
+    def _fill(self, spool: Spool, partitions: Sequence[str], listing: Sequence[SourceFile]) -> int:
         """Moves all records of the source to the spool; returns their number."""
         wanted = set(partitions)
         known = set(self.collection.partitions.get_partition_keys())
-        progress = Progress(self.log, "records read")
-        for item in self.source.read(self._periods(partitions)):
-            progress.advance(errors=isinstance(item, Refusal))
-            if isinstance(item, Refusal):
-                spool.refuse(item)
-                continue
-            partition = self._state.partition_of(item)
-            if refusal := self._misplaced(item, partition, known):
-                spool.refuse(refusal)
-                continue
-            version = version_of(item)
-            if partition in wanted:
-                self._state.add_document(item, partition, version)
-                spool.keep(partition, item, version)
-            else:
-                spool.set_aside(item, version)
-        spool.flush()
+        with Progress(self.log, "records read") as progress, progress.doing("reading the source"):
+            records = self.source.read(self._periods(partitions))
+            for item in _telling_files(records, listing, progress):
+                progress.advance(errors=isinstance(item, Refusal))
+                if isinstance(item, Refusal):
+                    spool.refuse(item)
+                    continue
+                partition = self._state.partition_of(item)
+                if refusal := self._misplaced(item, partition, known):
+                    spool.refuse(refusal)
+                    continue
+                version = version_of(item)
+                if partition in wanted:
+                    self._state.add_document(item, partition, version)
+                    spool.keep(partition, item, version)
+                else:
+                    spool.set_aside(item, version)
+            spool.flush()
         return progress.done
 
     def _misplaced(self, document: Document, partition: str, known: set[str]) -> Refusal | None:
@@ -296,3 +330,17 @@ class Ingest:
         if len(kept) < len(known):
             with self.artifacts.writing(key) as path:
                 write_parquet(path, QUARANTINE, kept.to_batches())
+
+
+def _telling_files(
+    records: Iterable[Document | Refusal], listing: Iterable[SourceFile], progress: Progress
+) -> Iterator[Document | Refusal]:
+    """The records; at the end of each file it is told which share of all bytes has been read."""
+    sizes = {file.path: file.size or 0 for file in listing}
+    every, read, current = sum(sizes.values()), 0, None
+    for record in records:
+        if record.file != current:
+            read += sizes.get(current or "", 0)
+            current = record.file
+            progress.reach(read / every if every else 0.0)
+        yield record

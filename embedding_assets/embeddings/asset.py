@@ -46,8 +46,11 @@ def embeddings_asset(
             collection.settings.embedder.flush_size,
         )
         total, refusing = EmbeddingNumbers(), list[str]()
-        with RangeRun(context, ESSENTIAL) as run, scratch() as database:
-            progress = Progress(context.log, "chunks", partitions=len(run.partitions))
+        with (
+            RangeRun(context, ESSENTIAL) as run,
+            scratch() as database,
+            Progress(context.log, "chunks", partitions=len(run.partitions)) as progress,
+        ):
             try:
                 for numbers in job.run(run.partitions, database, progress):
                     same = {

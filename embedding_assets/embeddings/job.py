@@ -129,8 +129,10 @@ class EmbeddingJob:
         def embedded() -> Iterator[PartitionVectors]:
             if providers.failure is None:
                 try:
-                    primary.charge(providers.canaries.verify(providers.primary))
-                    yield from primary.embedded(providers.primary)
+                    with work.progress.doing(f"starting '{providers.space.model}'"):
+                        primary.charge(providers.canaries.verify(providers.primary))
+                    with work.progress.doing(f"waiting for '{providers.space.model}'"):
+                        yield from primary.embedded(providers.primary)
                     return
                 except EmbeddingError as error:
                     primary.charge(error.dollars)
@@ -184,7 +186,8 @@ class EmbeddingJob:
         in_fallback = self._pass(theirs, space, failures)
 
         def embedded() -> Iterator[PartitionVectors]:
-            in_fallback.charge(self._providers.canaries.verify(fallback))
+            with work.progress.doing(f"starting '{space.model}'"):
+                in_fallback.charge(self._providers.canaries.verify(fallback))
             yield from in_fallback.embedded(fallback)
 
         self._write(theirs, fallback_vectors_key, space, in_fallback.vectors("wanted", embedded))

@@ -15,7 +15,7 @@ from embedding_assets.artifacts.schemas import VECTORS
 from embedding_assets.artifacts.scratch import Scratch, with_partition
 from embedding_assets.embeddings.failures import Failures
 from embedding_assets.embeddings.numbers import EmbeddingNumbers
-from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
+from embedding_assets.embeddings.stream import Pace, embed_stream, model_calls, texts_of
 from embedding_assets.runs.progress import Progress
 from resources.caches.base import HASHES_PER_LOOKUP, EmbeddingCache
 from resources.caches.vectors import CONTENT_HASH_TYPE, encode_vectors
@@ -147,8 +147,10 @@ class SpacePass:
             chunks=work.chunks,
         )
         started = time.perf_counter()
-        calls = model_calls(embedder, unsettled, most)
+        pace = Pace(embedder.seconds_per_call)
+        calls = model_calls(embedder, unsettled, most, pace)
         for embedded in embed_stream(embedder, calls, texts_of):
+            pace.learn(embedded)
             batch, errors = embedded.item, embedded.errors
             good = np.array([error is None for error in errors])
             hashes = batch["content_hash"].cast(CONTENT_HASH_TYPE).filter(pa.array(good))

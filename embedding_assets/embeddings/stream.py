@@ -1,5 +1,6 @@
 """Embeds a stream of texts: reader, model and cache work at once, within bounded memory."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _CALLS_PER_WINDOW = 4
 _WINDOW_BYTES = 8_000_000
 """Texts are sorted in windows of so many calls of the model, or so many bytes if that is less."""
 
+_FIRST_CHARACTERS = 20_000
+"""Of the first call, while nothing is known of the speed: some two dozen chunks."""
+
 NO_KNOWN_TOKEN = "no_known_token"
 """The reason of a text of which the model sees nothing."""
 
@@ -34,15 +38,43 @@ class Embedded(Generic[Item]):
         item: as the reader gave it.
         batch: the vectors of its n texts; rows of failed texts are zero.
         errors: for each text None, or the reason code and a sentence for the quarantine.
+        seconds: how long the call took.
     """
 
     item: Item
     batch: EmbeddingBatch
     errors: list[tuple[str, str] | None]
+    seconds: float
+
+
+class Pace:
+    """How much the next call may hold, so that calls take about as long as they should.
+
+    A slow model then has something durable, and counted, every few seconds as a fast one has.
+
+    Args:
+        seconds: that a call should take; None: as long as it takes.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._characters = None if seconds is None else _FIRST_CHARACTERS
+
+    def learn(self, embedded: "Embedded[pa.RecordBatch]") -> None:
+        """Takes the speed of a call for that of the next."""
+        if self._seconds is not None:
+            characters = sum(map(len, texts_of(embedded.item)))
+            self._characters = int(characters / max(embedded.seconds, 1e-3) * self._seconds)
+
+    def rows(self, lengths: np.ndarray) -> int:
+        """How many of n texts are enough for a call, at least one; `lengths` in characters."""
+        if self._characters is None:
+            return len(lengths)
+        return max(1, int(np.searchsorted(np.cumsum(lengths), self._characters, side="right")))
 
 
 def model_calls(
-    embedder: Embedder, rows: Iterable[pa.RecordBatch], most: int
+    embedder: Embedder, rows: Iterable[pa.RecordBatch], most: int, pace: Pace | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Gathers rows into calls of the model, each of texts of like length, so that little is padded.
 
@@ -50,15 +82,20 @@ def model_calls(
         embedder: the model.
         rows: with a column `text`; at most `most` rows at a time.
         most: rows of a call.
+        pace: how much less is enough; by default nothing is.
 
     Yields:
         The rows of one call.
     """
+    pace = pace or Pace(None)
     for window in _windows(rows, most):
         lengths = np.array([len(text) for text in texts_of(window)])
-        ordered = window.take(pa.array(np.argsort(-lengths, kind="stable")))
-        for start in range(0, len(ordered), most):
-            some = ordered.slice(start, most)
+        longest_first = np.argsort(-lengths, kind="stable")
+        ordered, lengths = window.take(pa.array(longest_first)), lengths[longest_first]
+        start = 0
+        while start < len(ordered):
+            some = ordered.slice(start, pace.rows(lengths[start : start + most]))
+            start += len(some)
             for call in embedder.batches(texts_of(some)):
                 yield some.slice(call.start, call.stop - call.start)
 
@@ -107,7 +144,9 @@ def embed_stream(
     pool = ThreadPoolExecutor(embedder.concurrency, thread_name_prefix="embed")
 
     def embed(item: Item) -> Embedded[Item]:
-        return Embedded(item, *embed_each(embedder, texts(item)))
+        started = time.perf_counter()
+        batch, errors = embed_each(embedder, texts(item))
+        return Embedded(item, batch, errors, time.perf_counter() - started)
 
     def read() -> bool:
         try:

@@ -79,17 +79,20 @@ def plan(
     with _overlay(resources.artifacts) as artifacts:
         ingest = Ingest(collection, resources.source, artifacts, partitions, record, log)
         ingested = ingest.run()
-        splitter = Splitter(settings.name, settings.chunking, resources.embedder)
-        with scratch() as database:
-            progress = Progress(log, "documents", partitions=len(partitions))
-            planner = Planner(
-                settings.name,
-                resources.embedder.space,
-                artifacts,
-                resources.cache,
-                database,
-                record,
-            )
+        with (
+            scratch() as database,
+            Progress(log, "documents", partitions=len(partitions)) as progress,
+        ):
+            with progress.doing("loading the tokenizer"):
+                splitter = Splitter(settings.name, settings.chunking, resources.embedder)
+                planner = Planner(
+                    settings.name,
+                    resources.embedder.space,
+                    artifacts,
+                    resources.cache,
+                    database,
+                    record,
+                )
             for partition in partitions:
                 planner.add(
                     partition, split_partition(splitter, artifacts, database, partition, progress)

@@ -33,19 +33,28 @@ def vector_index_asset(
                 IndexUpdate(collection, resources, rank, stack.enter_context(scratch()))
                 for rank in range(len(spaces))
             ]
-            for update in updates:
-                update.begin(run.partitions)
-            progress = Progress(context.log, "partitions indexed", len(run.partitions))
-            for group in updates[0].groups():
-                replaced = replace_rows(updates, group)
-                progress.advance(len(group))
-                same = {"embedding_space": spaces[0].id}
-                run.record({p: {**own.metadata(), **same} for p, own in replaced.items()})
-            for space in spaces:
-                resources.store.maintain(collection.name, space)
-            integrity = [update.repair() for update in updates]
-            completeness = [update.completeness() for update in updates]
-            results = checks.results(context, resources, integrity, completeness)
+            progress = stack.enter_context(
+                Progress(context.log, "partitions indexed", len(run.partitions))
+            )
+            with progress.doing("finding the rows that are there"):
+                for update in updates:
+                    update.begin(run.partitions)
+            with progress.doing("writing rows"):
+                for group in updates[0].groups():
+                    replaced = replace_rows(updates, group)
+                    written = sum(own.rows_written for own in replaced.values())
+                    progress.advance(len(group), rows_written=written)
+                    same = {"embedding_space": spaces[0].id}
+                    run.record({p: {**own.metadata(), **same} for p, own in replaced.items()})
+            with progress.doing("maintaining the search index, removing old versions"):
+                for space in spaces:
+                    resources.store.maintain(collection.name, space)
+            with progress.doing("reading the rows back"):
+                integrity = [update.repair() for update in updates]
+                completeness = [update.completeness() for update in updates]
+            with progress.doing("running the checks"):
+                results = checks.results(context, resources, integrity, completeness)
+            progress.finish()
         return dg.MaterializeResult(check_results=results)
 
     return vector_index

@@ -84,6 +84,12 @@ class Embedder(dg.ConfigurableResource, ABC):
         """Cuts texts into calls of `embed`, each one unit of work, such as a request."""
         return [slice(0, len(texts))]
 
+    @property
+    def seconds_per_call(self) -> float | None:
+        """How long a call of `embed` should take: more of it is lost by a crash, and is not told
+        until it is over. None: a call is a request, of which few and large ones are best."""
+        return None
+
     def give_up(self) -> None:
         """The calls of `embed` that are under way shall wait for nothing more, and may fail."""
 

@@ -29,6 +29,8 @@ from resources.embedders.local_model.torch_model import TorchModel
 from resources.embedders.local_settings import CPU_BATCH_TOKENS, LocalSettings
 from resources.identity.embedding_space import EmbeddingSpace
 
+SECONDS_PER_CALL = 4.0
+"""Much longer than it takes to store the vectors of a call, some 50 ms."""
 CALLS_PER_GPU = 6
 """Three batches are on their way through a GPU while as many are tokenized or stored."""
 
@@ -59,6 +61,10 @@ class LocalEmbedder(LocalSettings, Embedder):
         if device == "cuda":
             return max(1, CALLS_PER_GPU * len(visible_gpus()))
         return 2  # one at the tokenizer, one at the model
+
+    @property
+    def seconds_per_call(self) -> float:
+        return SECONDS_PER_CALL
 
     def new_tokenizer(self) -> Tokenizer:
         return self._files.tokenizer()

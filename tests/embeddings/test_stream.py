@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_assets.embeddings.stream import embed_stream, model_calls, texts_of
+from embedding_assets.embeddings.stream import Embedded, Pace, embed_stream, model_calls, texts_of
 from resources.embedders.base import EmbeddingBatch, Role
 from resources.errors import EmbedderUnavailableError, EmbeddingError
 from tests.support.fakes import POISON, CountingEmbedder, fake_vector
@@ -156,3 +156,24 @@ def test_no_more_long_texts_are_held_than_a_few_megabytes():
     calls = model_calls(CountingEmbedder(), rows(), most=100)
     assert len(next(calls)) == 2
     assert read == [0, 1]
+
+
+def test_calls_are_as_large_as_a_model_of_its_speed_can_do_in_a_few_seconds() -> None:
+    def sizes(characters_per_second: float, texts: int = 3_000) -> list[int]:
+        """Of the calls, when each takes as long as it does at that speed."""
+        pace, found = Pace(4.0), []
+        rows = [rows_of([f"{n} {'x' * 795}"[:800] for n in range(texts)])]
+        for call in model_calls(CountingEmbedder(), iter(rows), most=1_000, pace=pace):
+            found.append(len(call))
+            characters = sum(map(len, texts_of(call)))
+            batch = EmbeddingBatch(np.zeros((0, 1)), np.zeros(0), np.zeros(0))
+            pace.learn(Embedded(call, batch, [], characters / characters_per_second))
+        assert sum(found) == texts
+        return found
+
+    assert sizes(100 * 800) == [25, 400, 400, 400, 400, 400, 400, 400, 175]
+    assert sizes(100_000 * 800)[1:] == [1_000, 1_000, 975], "never more than may be lost"
+    assert set(sizes(2 * 800, texts=100)[1:]) == {8, 3}
+    assert set(sizes(0.1 * 800, texts=30)[1:]) == {1}, "a text takes longer: it goes alone"
+    pace = Pace(None)
+    assert pace.rows(np.full(1_000, 800)) == 1_000

@@ -1,6 +1,7 @@
 """What the log says while a step runs."""
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from embedding_assets.runs.progress import Progress
+from embedding_assets.runs import progress as progress_module
+from embedding_assets.runs.progress import Progress, newest_progress, progress_line
 from tests.support.instance import instance_in_memory
 from tests.support.pipeline import Pipeline, write_jsonl
 
@@ -88,7 +90,7 @@ def test_nothing_done_yet_is_no_division_by_zero(clock: Clock, lines: Any) -> No
         clock.now += 5
         progress.advance(0, cached=0)
         progress.finish()
-    assert [line.partition(",")[0] for line in lines()[:1]] == ["0 of 10 chunks"]
+    assert [line.partition(":")[0] for line in lines()[:1]] == ["0 of 10 chunks"]
 
 
 def test_the_last_line_tells_everything(clock: Clock, lines: Any) -> None:
@@ -100,9 +102,89 @@ def test_the_last_line_tells_everything(clock: Clock, lines: Any) -> None:
     assert lines() == ["10 documents written in 2.0 s, 5/s: 7 added, 0 deleted"]
 
 
-def test_a_run_tells_added_changed_unchanged_deleted_and_errors_in_few_lines(
-    tmp_path: Path,
+def test_a_line_comes_by_time_whatever_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "_PROGRESS_SECONDS", 0.001)
+    seen = threading.Event()
+
+    class Hears(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            if sum("; waiting for the model for" in line for line in said) == 3:
+                seen.set()
+
+    said: list[str] = []
+    log = logging.Logger("hears", logging.INFO)
+    log.addHandler(Hears())
+    with Progress(log, "chunks", 300) as progress:
+        progress.advance(12)
+        with progress.doing("waiting for the model"):
+            assert seen.wait(timeout=10)
+    assert said[-1].startswith("12 of 300 chunks (4%)")
+    lines_then = len(said)
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+    assert len(said) == lines_then
+
+
+def test_what_is_waited_for_is_told_and_does_not_count_as_slowness(clock: Clock) -> None:
+    progress = Progress(LOG, "chunks", 300)
+    assert newest_progress() is progress, "for whoever draws a bar"
+    with progress.doing("starting 'a-model'"):
+        clock.now = 40
+        told = progress_line(progress.reached())
+        assert told == "0 of 300 chunks; starting 'a-model' for 40 s"
+    clock.now = 50
+    progress.advance(3, embedded=3)
+    told = progress_line(progress.reached())
+    assert told == "3 of 300 chunks (1%), 0.3/s, 990 s left: 3 embedded"
+    assert progress_line(progress.reached(), details=False) == told.partition(":")[0]
+    with progress.doing("waiting for 'a-model'"):
+        assert progress_line(progress.reached()) == told, "nothing is late yet"
+        clock.now = 57
+        assert progress_line(progress.reached()).endswith("; waiting for 'a-model' for 7 s")
+    unknown = Progress(LOG, "records read")
+    with unknown.doing("reading the source"):
+        clock.now = 60
+        assert progress_line(unknown.reached()) == "reading the source for 3 s"
+        unknown.advance(10)
+        unknown.reach(0.25)
+        assert progress_line(unknown.reached()) == "10 records read (25%), 3.3/s, 9 s left"
+
+
+def test_every_stage_tells_from_its_beginning_what_it_is_busy_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def beats(progress: Progress) -> None:
+        told.append(progress_line(progress.reached()))
+        progress._over.wait()
+
+    def doing(progress: Progress, what: str) -> Any:
+        assert progress._thread is not None, "else nothing would be told"
+        told.append(what)
+        return busy(progress, what)
+
+    told: list[str] = []
+    busy = Progress.doing
+    monkeypatch.setattr(Progress, "_beat", beats)
+    monkeypatch.setattr(Progress, "doing", doing)
+    source = write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "text": "A text."}])
+    settings = {"partitions": {"by": "bucket", "count": 2}}
+    Pipeline(tmp_path, str(source), settings=settings).run()
+    expected = [
+        "looking at the source's files", "reading the source",
+        "looking for duplicates and deletions",
+        "loading the tokenizer", "asking the cache",
+        "starting 'fake'", "waiting for 'fake'",
+        "finding the rows that are there", "writing rows",
+        "maintaining the search index, removing old versions",
+        "reading the rows back", "running the checks",
+    ]  # fmt: skip
+    assert [what for what in told if what in expected] == expected
+
+
+def test_a_run_tells_added_changed_unchanged_deleted_and_errors_in_few_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "_PROGRESS_SECONDS", 3_600)  # the last lines alone
     pipeline = Pipeline(
         tmp_path, str(tmp_path / "a.jsonl"), settings={"partitions": {"by": "bucket", "count": 2}}
     )
@@ -118,7 +200,7 @@ def test_a_run_tells_added_changed_unchanged_deleted_and_errors_in_few_lines(
             for entry in instance.all_logs(result.run_id)
             if entry.level == logging.INFO and not entry.is_dagster_event
         ]
-    (documents,) = [line for line in told if "documents written" in line]
+    (documents,) = [line for line in told if " documents written in " in line]
     assert documents.endswith(": 1 added, 1 changed, 497 unchanged, 2 deleted, 1 errors")
     (split,) = [line for line in told if "split" in line]
     assert split.endswith(": 497 unchanged, 2 split")
