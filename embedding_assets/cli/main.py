@@ -5,6 +5,7 @@ import typer
 from embedding_assets.cli.build import build
 from embedding_assets.cli.cache import app as cache
 from embedding_assets.cli.indexes import collections, drop_index
+from embedding_assets.cli.new import new
 from embedding_assets.cli.plan import accept, plan
 from embedding_assets.cli.quarantine import quarantine
 from embedding_assets.cli.search import evaluate, search
@@ -14,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (build, search, plan, quarantine, accept, evaluate, collections, drop_index):
+for command in (new, build, search, plan, quarantine, accept, evaluate, collections, drop_index):
     app.command()(command)
 app.add_typer(cache, name="cache")
 
