@@ -44,6 +44,10 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
     def list_keys(self, prefix: str, suffix: str = "") -> list[str]:
         """The keys in a folder (`prefix` ends with "/") and below it, sorted."""
 
+    def bytes_used(self, prefix: str) -> int | None:  # noqa: ARG002
+        """What is in a folder takes on a disk of this machine; None: it is elsewhere."""
+        return None
+
     @abstractmethod
     def remove(self, key: str) -> None:
         """Removes an artifact; one that is not there is no error."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
 from resources.atomic_write import atomic_write
+from resources.disk_usage import bytes_in
 from resources.urls import open_storage
 
 
@@ -57,6 +58,9 @@ class FileArtifactStore(ArtifactStore):
         found = (location[len(root) :] for location in self._filesystem.find(root + prefix))
         # Hidden names are files that are being written.
         return sorted(k for k in found if k.endswith(suffix) and "/." not in k)
+
+    def bytes_used(self, prefix: str) -> int | None:
+        return bytes_in(Path(self._location(prefix))) if self._is_local else None
 
     def remove(self, key: str) -> None:
         if self.exists(key):

@@ -252,6 +252,10 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
             CacheUnavailableError: the cache cannot be reached.
         """
 
+    def bytes_used(self) -> int | None:
+        """What it takes on a disk of this machine; None: it is elsewhere."""
+        return None
+
     @abstractmethod
     def spaces(self) -> list[EmbeddingSpace]:
         """The spaces that the cache holds vectors of."""

@@ -47,6 +47,7 @@ from resources.caches.duckdb_tables import (
     read_statistics,
 )
 from resources.caches.vectors import check_shape
+from resources.disk_usage import bytes_in
 from resources.duckdb_engine import duckdb
 from resources.errors import InvalidInputError
 from resources.identity.embedding_space import EmbeddingSpace
@@ -172,6 +173,10 @@ class DuckDBEmbeddingCache(EmbeddingCache):
                     )
                     for part in answer:
                         yield page.take(pa.array(part.numbers)), part.vectors
+
+    def bytes_used(self) -> int | None:
+        path = Path(self.path)
+        return bytes_in(path) + bytes_in(path.with_name(f"{path.name}.wal"))
 
     def _act_if_there(
         self, action: Callable[[duckdb.DuckDBPyConnection], list[_Item]]

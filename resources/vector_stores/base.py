@@ -206,6 +206,10 @@ class VectorStore(dg.ConfigurableResource, ABC):
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
         """The spaces for which the collection has a table, sorted by id."""
 
+    def bytes_used(self, collection: str, space: EmbeddingSpace) -> int | None:  # noqa: ARG002
+        """What a table takes on a disk of this machine; None: it is elsewhere."""
+        return None
+
     @abstractmethod
     def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
         """Removes the table with all its rows; one that is not there is no error."""

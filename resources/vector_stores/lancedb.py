@@ -23,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock
 from pydantic import Field
 
+from resources.disk_usage import bytes_in
 from resources.identity.content_hash import chunk_id
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
@@ -332,6 +333,10 @@ class LanceDBVectorStore(VectorStore):
         """The store's folder; None: it is in object storage."""
         scheme, _, path = self.uri.rpartition("://")
         return Path(path).expanduser() if scheme in ("", "file") else None
+
+    def bytes_used(self, collection: str, space: EmbeddingSpace) -> int | None:
+        folder = self._folder(collection, space)
+        return None if folder is None else bytes_in(folder)
 
     def _folder(self, collection: str, space: EmbeddingSpace) -> Path | None:
         """The table's folder; None: it is in object storage."""

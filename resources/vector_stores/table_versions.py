@@ -3,13 +3,12 @@
 Each commit makes a version, some 70 kB for a single row, and the files of older versions stay.
 """
 
-import os
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from resources.disk_usage import bytes_in
 from resources.vector_stores.table_readers import TableReaders
 
 _SPARE_TIMES, _SPARE_BYTES = 2, 1_000_000
@@ -22,7 +21,7 @@ _MARGIN = timedelta(seconds=5)
 
 def takes_too_much(table: Any, folder: Path) -> bool:
     """Whether the folder takes more than twice what the newest version has, and a megabyte."""
-    return _bytes_in(folder) > _SPARE_TIMES * table.stats()["total_bytes"] + _SPARE_BYTES
+    return bytes_in(folder) > _SPARE_TIMES * table.stats()["total_bytes"] + _SPARE_BYTES
 
 
 def tidy(table: Any, keep: timedelta, folder: Path | None) -> None:
@@ -63,12 +62,3 @@ def _remove(table: Any, keep: timedelta, oldest_used: int | None) -> None:
         )
         keep = max(keep, timedelta(seconds=time.time() - made) + _MARGIN)
     table.optimize(cleanup_older_than=max(keep, _ALL_BUT_THE_NEWEST))
-
-
-def _bytes_in(folder: Path) -> int:
-    taken = 0
-    for where, _, names in os.walk(folder):  # passes over folders that are removed meanwhile
-        for name in names:
-            with suppress(FileNotFoundError):
-                taken += Path(where, name).stat().st_size
-    return taken
