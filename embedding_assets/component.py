@@ -17,7 +17,7 @@ from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
 from embedding_assets.documents.asset import documents_asset
 from embedding_assets.embeddings.asset import embeddings_asset
-from embedding_assets.operations.report_asset import report_asset
+from embedding_assets.operations.report.asset import report_asset
 from embedding_assets.vector_index.asset import vector_index_asset
 
 _NEW_COLLECTION = """\

@@ -1,10 +1,10 @@
 """What runs a collection without anybody's hand: its job, schedule and sensors.
 
 Each is of the kind that does its work best: the schedule knows the clock, the source sensor the
-files, the reconcile sensor what all of it should add up to. Automation conditions do better than
-these where an asset depends on nothing but other assets, such as an unpartitioned report. For the
-four partitioned assets they would weigh each partition at each tick, see no files, and request a
-run for each stage rather than one for all.
+files, the reconcile sensor what all of it should add up to. The report, which is not partitioned
+and depends on nothing but other assets, has an automation condition. For the four partitioned
+assets one would weigh each partition at each tick, see no files, and request a run for each stage
+rather than one for all.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from embedding_assets.automation.run_requests import AssetJob
 from embedding_assets.automation.schedule import partition_schedule
 from embedding_assets.automation.source_sensor import source_sensor
 from embedding_assets.collection.collection import CollectionAssets
+
+_SECONDS_BETWEEN_LOOKS = 300
 
 
 @dataclass(frozen=True)
@@ -51,5 +53,16 @@ def automation(collection: CollectionAssets) -> Automation:
     return Automation(
         [job, accepting],
         [partition_schedule(collection, job)],
-        [source_sensor(collection, job), reconcile_sensor(collection, job)],
+        [source_sensor(collection, job), reconcile_sensor(collection, job), _report(collection)],
+    )
+
+
+def _report(collection: CollectionAssets) -> dg.SensorDefinition:
+    """Requests the report when its automation condition says that it is due."""
+    return dg.AutomationConditionSensorDefinition(
+        f"{collection.name}_report",
+        target=dg.AssetSelection.assets(collection.asset_key("report")),
+        minimum_interval_seconds=_SECONDS_BETWEEN_LOOKS,
+        default_status=collection.settings.automation.default_sensor_status,
+        description="Requests the report once a week, if there was a run since the last one.",
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -13,7 +13,8 @@ from dagster._core.storage.asset_check_execution_record import (
 
 _RECORDS_PER_QUERY = 1_000
 _PIECES = 100
-"""A run over many partitions becomes several points of a plot, in the order of its work."""
+"""Of the time that a plot shows: what a run recorded in one of them is one point."""
+_SHORTEST_PIECE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _records(instance: dg.DagsterInstance, asset: dg.AssetKey, limit: int) -> It
 
 
 def by_run(materializations: Sequence[PartitionNumbers]) -> list[RunNumbers]:
-    """Sums over runs; those over many partitions in pieces.
+    """Sums over runs; over a long one, in pieces.
 
     Args:
         materializations: newest first.
@@ -88,18 +89,24 @@ def by_run(materializations: Sequence[PartitionNumbers]) -> list[RunNumbers]:
     Returns:
         Oldest first.
     """
-    points = []
-    size = -(-len(materializations) // _PIECES)
-    for run_id, group in groupby(reversed(materializations), key=attrgetter("run_id")):
-        partitions = list(group)
-        for start in range(0, len(partitions), size):
-            part = partitions[start : start + size]
-            sums: dict[str, float] = {}
-            for entry in part:
-                for name, value in entry.numbers.items():
-                    sums[name] = sums.get(name, 0.0) + value
-            points.append(RunNumbers(run_id, part[-1].time, len(part), sums))
-    return points
+    if not materializations:
+        return []
+    start, end = materializations[-1].time, materializations[0].time
+    piece = max((end - start) / _PIECES, _SHORTEST_PIECE_SECONDS)
+    pieces: dict[tuple[str, int], list[PartitionNumbers]] = {}
+    for entry in reversed(materializations):
+        pieces.setdefault((entry.run_id, int((entry.time - start) / piece)), []).append(entry)
+    return sorted(map(total, pieces.values()), key=attrgetter("time"))
+
+
+def total(materializations: Sequence[PartitionNumbers]) -> RunNumbers:
+    """The sums over partitions of one run."""
+    sums: dict[str, float] = {}
+    for entry in materializations:
+        for name, value in entry.numbers.items():
+            sums[name] = sums.get(name, 0.0) + value
+    last = max(materializations, key=attrgetter("time"))
+    return RunNumbers(last.run_id, last.time, len(materializations), sums)
 
 
 def latest_check_numbers(

@@ -188,10 +188,10 @@ def _watch(page: Any, picture: Callable[[str], None]) -> None:
     expect(page.get_by_text("Launched run")).to_be_visible()
     _comes(page, "[Show Markdown]")
     page.get_by_text("[Show Markdown]").click()
-    images = page.locator("img[src^='data:image/png']")
-    expect(images).to_have_count(2)
+    images = page.locator("img[src^='data:image/svg+xml']")
+    expect(images).to_have_count(3)
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
-    images.nth(1).scroll_into_view_if_needed()
+    images.nth(0).scroll_into_view_if_needed()
     picture("report")
 
     page.set_viewport_size({"width": 1900, "height": 600})

@@ -1,10 +1,10 @@
-"""Asset `report`: how the collection's runs went, and what its vectors look like."""
+"""Asset `report`: what a collection holds, what it is about, and how its runs went."""
 
 import dagster as dg
 from pydantic import Field
 
 from embedding_assets.collection.collection import CollectionAssets
-from embedding_assets.operations.report import write_report
+from embedding_assets.operations.report.write import write_report
 from embedding_assets.runs.history import latest_materializations
 
 
@@ -17,8 +17,18 @@ class ReportConfig(dg.Config):
         description="How many of the newest materialisations of `embeddings` are looked at.",
     )
     vectors: int = Field(
-        default=2_000, ge=3, description="How many vectors the map is made of, chosen at random."
+        default=2_000,
+        ge=3,
+        le=5_000,  # each is compared with each other one
+        description="How many vectors the map is made of, chosen at random.",
     )
+
+
+_DUE = (
+    dg.AutomationCondition.cron_tick_passed("0 6 * * 1").since_last_handled()
+    & dg.AutomationCondition.any_deps_updated().since_last_handled()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("Monday 06:00 UTC has passed, and there was a run since the last report")
 
 
 def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
@@ -28,11 +38,13 @@ def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
         # Without one, Dagster's command line refuses to run all assets over a range of partitions.
         backfill_policy=dg.BackfillPolicy.single_run(),
         required_resource_keys=collection.resource_keys,
+        automation_condition=_DUE,
         **collection.shown(
-            "History of the runs, a map of the vectors, nearest neighbours, the slowest partitions "
-            "and the commonest reasons of the quarantine. Materialize it when you want to look."
+            "A map of the vectors with the words of its clusters, what is near in meaning, "
+            "repeated text, sizes and ages, the runs over time, the slowest partitions and what "
+            "was refused. Materialize it when you want to look."
         ),
-        kinds={"markdown"},
+        kinds={"html"},
     )
     def report(context: dg.AssetExecutionContext, config: ReportConfig) -> dg.MaterializeResult:
         resources = collection.resources(context)
