@@ -23,7 +23,7 @@ from embedding_assets.operations.report.clusters import (
 )
 from embedding_assets.operations.report.plots import Group, Panel, apart, history_plot, map_plot
 from embedding_assets.operations.report.repeated_text import RepeatedText
-from embedding_assets.operations.report.run_sections import history_panels, quarantine_reasons
+from embedding_assets.operations.report.run_sections import history_panels
 from embedding_assets.operations.report.sample import IndexCounts, VectorSample
 from embedding_assets.operations.report.svg import STYLE
 from embedding_assets.operations.report.ticks import number_ticks, short_number, time_ticks
@@ -162,8 +162,8 @@ def test_what_is_in_the_index_is_counted(markdown: str) -> None:
 
 def test_reasons_and_slow_partitions_are_told(markdown: str) -> None:
     sections = _sections(markdown)
-    assert "| embedding\\_failed | 1 |" in sections["Refused"]
-    assert "| empty\\_text | 1 |" in sections["Refused"]
+    assert "| embedding\\_failed | 1 | " in sections["Refused"]
+    assert re.search(r"\| empty\\_text \| 1 \| a\.jsonl line 43: ", sections["Refused"])
     assert sections["Slowest partitions"].count("| bucket\\_") == 3
     assert sections["Runs"].count(":") >= 2
 
@@ -187,6 +187,7 @@ def test_an_empty_collection_has_a_report_that_says_so(tmp_path: Path) -> None:
     with pipeline.artifacts.reading("corpus/report/report.html") as path:
         text = path.read_text()
     assert "No materialisation of `embeddings` is recorded yet." in text
+    assert "Nothing is in quarantine." in text
     assert "There are not enough vectors in the index." in text
     assert "<svg" not in text
 
@@ -444,11 +445,6 @@ def test_in_a_browser_no_texts_meet_and_none_is_cut_off(scheme: str, tmp_path: P
         assert found == []
         paper = tab.evaluate("getComputedStyle(document.querySelector('rect')).fill")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-
-
-def test_no_quarantine_is_no_reason(tmp_path: Path) -> None:
-    pipeline = Pipeline(tmp_path, str(tmp_path / "*.jsonl"))
-    assert quarantine_reasons(pipeline.artifacts, "corpus") == ({}, 0)
 
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))

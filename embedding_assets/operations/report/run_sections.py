@@ -1,13 +1,15 @@
 """How the runs of a collection went, and what they refused."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-import pyarrow.parquet as pq
-
-from embedding_assets.artifacts.keys import QUARANTINE_FILE
+from embedding_assets.artifacts.quarantine import (
+    QuarantineReason,
+    quarantine_files,
+    quarantine_reasons,
+    read_quarantine,
+)
 from embedding_assets.collection.settings import CheckSettings
 from embedding_assets.operations.report.page import Picture, Section, Table
 from embedding_assets.operations.report.plots import Panel, history_plot
@@ -122,25 +124,22 @@ def _seconds(entry: PartitionNumbers) -> float:
     return entry.numbers.get("seconds", entry.numbers.get("seconds_embedding", 0.0))
 
 
-def quarantine_reasons(artifacts: ArtifactStore, collection: str) -> tuple[Counter[str], int]:
-    """Counts what is in quarantine now by reason, and the files that were too many to read."""
-    keys = artifacts.list_keys(f"{collection}/", f"/{QUARANTINE_FILE}")
-    reasons: Counter[str] = Counter()
-    for key in keys[:_QUARANTINE_FILES]:
-        with artifacts.reading(key) as path:
-            reasons.update(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
-    return reasons, len(keys[_QUARANTINE_FILES:])
+def refused(artifacts: ArtifactStore, collection: str) -> tuple[list[QuarantineReason], int]:
+    """What is in quarantine now, by reason, and the files that were too many to read."""
+    files = quarantine_files(artifacts, collection)
+    entries = read_quarantine(artifacts, files[:_QUARANTINE_FILES])
+    return quarantine_reasons(entries), len(files[_QUARANTINE_FILES:])
 
 
-def quarantine_section(reasons: Counter[str], unread: int) -> Section:
+def refused_section(reasons: Sequence[QuarantineReason], unread: int) -> Section:
     if not reasons:
         return Section("Refused", "Nothing is in quarantine.")
     return Section(
         "Refused",
         f"{unread:,} more files of the quarantine were not read." if unread else "",
         table=Table(
-            ("reason", "entries"),
-            [(why, f"{n:,}") for why, n in reasons.most_common(_TOP)],
+            ("reason", "records", "such as"),
+            [(reason.reason, f"{reason.records:,}", reason.example) for reason in reasons[:_TOP]],
             numbers=frozenset((1,)),
         ),
     )

@@ -10,8 +10,8 @@ from embedding_assets.operations.report.map_sections import map_sections, repeat
 from embedding_assets.operations.report.page import Page
 from embedding_assets.operations.report.repeated_text import RepeatedText
 from embedding_assets.operations.report.run_sections import (
-    quarantine_reasons,
-    quarantine_section,
+    refused,
+    refused_section,
     runs_section,
     slowest_section,
 )
@@ -47,14 +47,15 @@ def write_report(
     counts = IndexCounts.of(name, resources)
     sample = VectorSample.draw(name, resources, counts, vectors)
     repeated = RepeatedText(sample.texts, sample.documents)
-    refused, unread = quarantine_reasons(resources.artifacts, name)
+    reasons, unread = refused(resources.artifacts, name)
+    records_refused = sum(reason.records for reason in reasons)
     page = Page(
         name,
         f"Vectors of {space.model}, {space.dimension:,} dimensions. Drawn {moment(now)} UTC.",
         [
             *figures(name, resources, counts, history, now),
             ("chunks of repeated text", f"{repeated.share:.1%}"),
-            ("documents refused", f"{refused.total():,}"),
+            ("records refused", f"{records_refused:,}"),
         ],
         [
             *map_sections(name, resources, counts, sample, repeated),
@@ -62,7 +63,7 @@ def write_report(
             *size_sections(settings, resources, counts, sample),
             runs_section(history, settings.checks),
             slowest_section(history),
-            quarantine_section(refused, unread),
+            refused_section(reasons, unread),
         ],
     )
     key = f"{name}/report/report.html"
@@ -71,6 +72,6 @@ def write_report(
     numbers: dict[str, int | float] = {
         "rows_in_index": counts.chunks.total(),
         "vectors_in_map": len(sample),
-        "quarantined": refused.total(),
+        "quarantined": records_refused,
     }
     return Report(page.markdown(), key, numbers)
