@@ -10,7 +10,7 @@ peps.search("compare two dictionaries", k=3).to_pandas()
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -254,6 +254,27 @@ class Collection:
                 instance,
                 watcher,
             )
+
+    @contextmanager
+    def watching(self, partitions: Partitions = None) -> Iterator[Callable[[], list[list[str]]]]:
+        """Yields a function that tells at each call which partitions have changed in the source.
+
+        It looks as the source sensor does, and remembers what it has seen until the end. Each list
+        is one of neighbours, for `build`. The first call reads all files of the source, and tells
+        what was never ingested.
+
+        Args:
+            partitions: one, a range "FIRST...LAST", or a list; by default all, new ones too.
+        """
+        from embedding_assets.automation.source_sensor import SourceTick
+        from embedding_assets.automation.source_watch import SourceWatch
+        from embedding_assets.collection.collection import CollectionAssets
+        from resources.artifact_stores.overlay import temporary_overlay
+
+        with temporary_overlay(self.resources.artifacts) as artifacts:
+            own = CollectionAssets(self.settings)
+            watch = SourceWatch(SourceTick(own, self.resources.source, artifacts))
+            yield lambda: watch.changed({*self._partitions(partitions)})
 
     def withheld(self, partitions: Partitions = None) -> dict[str, int]:
         """How many documents stay in the index though the source no longer has them.

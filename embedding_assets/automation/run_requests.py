@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from resources.identity.content_hash import fingerprint
 
-__all__ = ["AssetJob", "PartitionRun", "SensorCursor", "partition_runs"]
+__all__ = ["AssetJob", "PartitionRun", "SensorCursor", "partition_runs", "partitions_of"]
 
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
@@ -61,6 +61,19 @@ class PartitionRun:
                 **(tags or {}),
             },
         )
+
+
+def partitions_of(request: dg.RunRequest, known: Sequence[str]) -> list[str]:
+    """The partitions for which `PartitionRun.request` asks.
+
+    Args:
+        request: one of its.
+        known: all partition keys, in order.
+    """
+    if request.partition_key is not None:
+        return [request.partition_key]
+    first, last = (known.index(request.tags[tag]) for tag in (_RANGE_START, _RANGE_END))
+    return list(known[first : last + 1])
 
 
 def partition_runs(

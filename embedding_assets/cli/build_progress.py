@@ -1,9 +1,12 @@
 """What `embedding-assets build` shows while it builds: a live picture, or lines."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from embedding_assets.cli.terminal import plain
+from resources.plain_text import plain
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -26,20 +29,33 @@ _WIDTH_OF_STAGE = max(map(len, _STAGES)) + 1
 
 
 @contextmanager
-def shown(console: Console, collection: str | None) -> Iterator["BuildWatcher"]:
-    """Yields what a build tells; there is a sign of life before Dagster is even loaded."""
+def own_stderr() -> Iterator[Console]:
+    """Somebody's terminal, whatever becomes of stderr: while assets run, Dagster keeps what is
+    written there as the run's own, and passes it on late."""
+    style: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    try:
+        own = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
+    except UnsupportedOperation:  # not a file, as in a test or a notebook
+        yield Console(stderr=True, **style)
+        return
+    with own:
+        yield Console(file=own, **style)
+
+
+@contextmanager
+def progress(console: Console, collection: str | None) -> Iterator["BuildWatcher"]:
+    """Shows what a build tells; there is a sign of life before Dagster is even loaded."""
     what = f"Building {plain(collection)}" if collection else "Building"
-    if console.is_terminal and not console.is_dumb_terminal:
-        picture = _Picture(what)
-        live = Live(
-            get_renderable=picture.draw, console=console, refresh_per_second=_REFRESH_PER_SECOND
-        )
-        with live:
-            yield picture.watcher(live)
-            picture.over = True
-    else:
+    if not console.is_interactive:
         console.print(f"{what} ...")
         yield _lines(console)
+        return
+    picture = _Picture(what)
+    with Live(get_renderable=picture.draw, console=console, refresh_per_second=_REFRESH_PER_SECOND):
+        try:
+            yield picture.watcher(console)
+        finally:
+            picture.over = True
 
 
 def _lines(console: Console) -> "BuildWatcher":
@@ -83,7 +99,7 @@ class _Picture:
         self._before: Any = None
         """What was counted before the stage began."""
 
-    def watcher(self, live: Live) -> "BuildWatcher":
+    def watcher(self, console: Console) -> "BuildWatcher":
         from embedding_assets.operations.build import BuildWatcher
 
         picture = self
@@ -98,7 +114,7 @@ class _Picture:
 
             def message(self, level: int, asset: str, text: str) -> None:
                 if level >= logging.WARNING:
-                    live.console.print(_line(level, asset, text), style="yellow")
+                    console.print(_line(level, asset, text), style="yellow")
                 else:
                     picture.say(text)
 

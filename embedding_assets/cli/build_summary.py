@@ -1,14 +1,19 @@
 """What `embedding-assets build` says when it has built: numbers, checks, and what to do next."""
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from embedding_assets.cli.terminal import console, plain
+from embedding_assets.cli.quarantine import print_reasons
+from embedding_assets.cli.terminal import console, program
+from resources.plain_text import plain
 
 if TYPE_CHECKING:
     from embedding_assets.api import Collection
+    from embedding_assets.artifacts.quarantine import QuarantineReason
     from embedding_assets.operations.build import Build, CheckOutcome
 
 _MARKS = {"passed": ("✓", "green"), "WARN": ("!", "yellow"), "ERROR": ("✗", "bold red")}
@@ -30,26 +35,32 @@ def print_summary(collection: "Collection", built: "Build", again: str) -> None:
         console.print(f"\nDone in {built.seconds:,.1f} s", style="bold")
     if built.numbers:
         console.print(_numbers(built))
-    _print_refused(collection, built)
+    print_reasons(built.collection, _refused(collection, built))
+    _print_withheld(collection, built)
+    name = plain(built.collection)
     if built.status == "succeeded":
-        console.print(
-            Text.assemble(
-                "Search: ", (f'embedding-assets search "..." -c {plain(built.collection)}', "bold")
-            ),
-            soft_wrap=True,
-        )
+        _print_hint("Search", f'{program()} search "..." -c {name}')
     else:
-        console.print(Text.assemble("To go on: ", (plain(again), "bold")), soft_wrap=True)
+        _print_hint("To go on", plain(again))
     if built.runs:
-        console.print(
-            Text.assemble(
-                "Dagster's UI: ",
-                ("make ui", "bold"),
-                ", then http://127.0.0.1:3000/runs/",
-                built.runs[-1],
-            ),
-            soft_wrap=True,
-        )
+        _print_hint("The whole log", _user_interface(), f", {_UI}/runs/{built.runs[-1]}")
+
+
+_UI = "http://127.0.0.1:3000"
+
+
+def _print_hint(what: str, command: str, more: str = "") -> None:
+    console.print(Text.assemble(f"{what}: ", (command, "bold"), more), soft_wrap=True)
+
+
+def _user_interface() -> str:
+    """The command that opens Dagster's."""
+    from embedding_assets.collection.environment import read_environment
+
+    environment = read_environment()
+    if (environment.project / "Makefile").exists():
+        return "make ui"
+    return f"DAGSTER_HOME={environment.dagster_home} dg dev"
 
 
 def _print_failure(built: "Build") -> None:
@@ -141,18 +152,70 @@ def _checks(checks: "list[CheckOutcome]") -> Table:
     return table
 
 
-def _print_refused(collection: "Collection", built: "Build") -> None:
-    """What was refused or withheld, and what to do about it."""
+def _refused(collection: "Collection", built: "Build") -> "list[QuarantineReason]":
+    """Why something was refused; what is of no partition is in the numbers of the check alone."""
+    numbers = built.numbers
+    read = [check.numbers.get("quarantined") for check in built.checks]
+    some = numbers.get("documents", {}).get("quarantined") or any(read)
+    some = some or numbers.get("embeddings", {}).get("errors")
+    return collection.quarantine_reasons(built.partitions) if some else []
+
+
+def _withheld(collection: "Collection", built: "Build") -> dict[str, int]:
+    some = built.numbers.get("documents", {}).get("deletions_withheld")
+    return collection.withheld(built.partitions) if some else {}
+
+
+def _print_withheld(collection: "Collection", built: "Build") -> None:
     from embedding_assets.artifacts.withheld import as_range
 
-    if built.numbers.get("documents", {}).get("deletions_withheld"):
-        withheld = collection.withheld(built.partitions)
-        if withheld:
-            name = plain(built.collection)
-            console.print(
-                f"The deletion of {sum(withheld.values()):,} documents is withheld. To agree: "
-                f"embedding-assets accept {name} --partition {plain(as_range(withheld))}, "
-                "and build again.",
-                style="yellow",
-                soft_wrap=True,
-            )
+    if withheld := _withheld(collection, built):
+        name, partitions = plain(built.collection), plain(as_range(withheld))
+        documents = sum(withheld.values())
+        console.print(f"The deletion of {documents:,} documents is withheld.", style="yellow")
+        _print_hint(
+            "If the source is right, agree, and build again",
+            f"{program()} accept {name} --partition {partitions}",
+        )
+
+
+def print_change(collection: "Collection", built: "Build") -> None:
+    """Prints what a build did in a line, and more only of what went wrong."""
+    documents, embeddings, index = (
+        built.numbers.get(asset, {}) for asset in ("documents", "embeddings", "vector_index")
+    )
+    first, last = built.partitions[0], built.partitions[-1]
+    changes = {name: label for name, label in _CHANGES.items() if documents.get(name)}
+    console.print(
+        f"{datetime.now():%H:%M:%S} {plain(first if first == last else f'{first}...{last}')}: "
+        f"{_counts(documents, changes) or 'no documents'}; "
+        f"{embeddings.get('embedded', 0):,.0f} chunks embedded, "
+        f"{_index(index, built)}, {built.seconds:,.1f} s",
+        soft_wrap=True,
+    )
+    if built.failure:
+        _print_failure(built)
+    if failed := [check for check in built.checks if not check.passed]:
+        console.print(_checks(failed))
+    print_reasons(built.collection, _refused(collection, built))
+    _print_withheld(collection, built)
+
+
+def as_json_object(collection: "Collection", built: "Build") -> dict[str, Any]:
+    """All of it, for machines."""
+    return {
+        "collection": built.collection,
+        "status": built.status,
+        "partitions": built.partitions,
+        "runs": built.runs,
+        "started": built.started.isoformat(timespec="milliseconds"),
+        "seconds": round(built.seconds, 3),
+        "assets": {
+            asset: {**numbers, "seconds": round(built.seconds_by_asset.get(asset, 0.0), 3)}
+            for asset, numbers in built.numbers.items()
+        },
+        "checks": [asdict(check) for check in built.checks],
+        "refused": [asdict(reason) for reason in _refused(collection, built)],
+        "deletions_withheld": _withheld(collection, built),
+        "failure": asdict(built.failure) if built.failure else None,
+    }

@@ -1,9 +1,11 @@
 """What the commands of `embedding-assets` print, for people and for machines."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +42,14 @@ def warn(text: str) -> None:
 
 def _plain_lines(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
+
+
+def program() -> str:
+    """This program as it was called, so that a command which it shows works when it is copied."""
+    name, called = "embedding-assets", sys.argv[0]
+    if Path(called).name != name or shutil.which(name) == called:
+        return name
+    return called
 
 
 def is_terminal(as_json: bool) -> bool:

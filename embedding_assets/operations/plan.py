@@ -1,9 +1,7 @@
 """What a run would do, and what it would cost, before it is started; nothing is changed."""
 
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -22,8 +20,7 @@ from embedding_assets.documents.ingest import Ingest
 from embedding_assets.runs.progress import Progress
 from embedding_assets.runs.trends import last_throughputs
 from resources.artifact_stores.base import ArtifactStore
-from resources.artifact_stores.files import FileArtifactStore
-from resources.artifact_stores.overlay import OverlayArtifactStore
+from resources.artifact_stores.overlay import temporary_overlay
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def plan(
         for partition, some in finished.items():
             numbers[partition] |= some
 
-    with _overlay(resources.artifacts) as artifacts:
+    with temporary_overlay(resources.artifacts) as artifacts:
         ingest = Ingest(collection, resources.source, artifacts, partitions, record, log)
         ingested = ingest.run()
         with (
@@ -110,12 +107,6 @@ def plan(
         ingested.withheld.sentence,
         ingested.reasons,
     )
-
-
-@contextmanager
-def _overlay(below: ArtifactStore) -> Iterator[ArtifactStore]:
-    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        yield OverlayArtifactStore(below=below, above=FileArtifactStore(url=folder))
 
 
 def _to_embed(

@@ -1,10 +1,21 @@
 """Artifacts of a run that leaves no trace."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import PrivateAttr
 
 from resources.artifact_stores.base import ArtifactStore
+from resources.artifact_stores.files import FileArtifactStore
+
+
+@contextmanager
+def temporary_overlay(below: ArtifactStore) -> Iterator[ArtifactStore]:
+    """Takes what is written into a folder that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="overlay-") as folder:
+        yield OverlayArtifactStore(below=below, above=FileArtifactStore(url=folder))
 
 
 class OverlayArtifactStore(ArtifactStore):

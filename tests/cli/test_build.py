@@ -1,7 +1,14 @@
 """`embedding-assets build`: the whole of a run at the prompt, recorded as Dagster records it."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +18,12 @@ from typer.testing import CliRunner, Result
 
 from embedding_assets import api
 from embedding_assets.cli.main import app
+from tests.support.checkout import PROJECT
 from tests.support.fakes import NOT_A_NUMBER, CountingEmbedder
 from tests.support.instance import dagster_home, shipped_instance
+from tests.support.openai_server import Answer, OpenAIServer, Request
 from tests.support.pipeline import ASSETS, Pipeline, write_jsonl
+from tests.support.project import Project
 
 BUCKETS = {"partitions": {"by": "bucket", "count": 2}}
 
@@ -138,3 +148,113 @@ def test_a_range_that_is_none_is_told_before_anything_runs(
     assert "There is no partition 'bucket_9'" in unknown.stderr
     with shipped_instance(home) as instance:
         assert instance.get_runs() == []
+
+
+FLUSH = 4
+
+
+@pytest.fixture
+def served(project: Project) -> Iterator[OpenAIServer]:
+    """A project whose texts a server embeds, a flush a request."""
+    with OpenAIServer() as server:
+        records = [{"id": str(number), "text": f"Text number {number}."} for number in range(24)]
+        write_jsonl(project.folder / "docs" / "source.jsonl", records)
+        embedder = {
+            "provider": "openai",
+            "base_url": server.url,
+            "model": "small",
+            "dimensions": 16,
+            "max_request_inputs": FLUSH,
+            "max_concurrency": 1,
+            "flush_size": FLUSH,
+            "timeout": 5,
+        }
+        source = {"path": "docs/*.jsonl"}
+        project.write({"name": "docs", "source": source, "embedder": embedder, **BUCKETS})
+        dagster_home(project.folder / "dagster_home")
+        yield server
+
+
+@contextmanager
+def command(project: Project, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The program as a user starts it, who has exported nothing."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("DAGSTER", "EMBEDDING"))
+    }
+    with subprocess.Popen(
+        [str(Path(sys.executable).parent / "embedding-assets"), *arguments],
+        cwd=project.folder,
+        env={**environment, "PYTHONPATH": f"{PROJECT}{os.pathsep}{project.folder}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["Ctrl-C", "Ctrl-C twice"])
+def test_what_was_interrupted_goes_on_and_embeds_at_most_a_flush_again(
+    project: Project, served: OpenAIServer, at_once: bool
+) -> None:
+    waiting = threading.Event()
+
+    def never(request: Request) -> Answer:
+        waiting.set()
+        return Answer(body=served.content(request), after=600)
+
+    canaries = 1
+    served.script[:] = [served.embeddings] * (canaries + 2)
+    served.always = never
+    with command(project, "build", "docs") as process:
+        assert waiting.wait(300), process.communicate()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert any("Stopping: what is under way comes to its end" in s for s in process.stderr)
+        if at_once:
+            process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    if at_once:
+        assert "Ended at once. What was finished is kept; the same command goes on." in stderr
+    else:
+        assert "Interrupted. What was finished is kept." in stdout
+        assert "To go on: " in stdout
+    assert "Traceback" not in stdout + stderr
+    served.always = served.embeddings
+    with command(project, "build", "docs") as process:
+        stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert "24 rows" in stdout
+    sent = Counter(text for request in served.requests for text in request.texts)
+    again = [text for text, times in sent.items() if times > 1 and text.startswith("Text")]
+    assert len(again) <= FLUSH
+    with shipped_instance(project.folder / "dagster_home") as instance:
+        last, first = instance.get_runs()
+        assert (last.status, first.status) == (
+            dg.DagsterRunStatus.SUCCESS,
+            dg.DagsterRunStatus.FAILURE,
+        )
+        assert not instance.event_log_storage.get_concurrency_info("embedding_device").claimed_slots
+
+
+@pytest.mark.usefixtures("served")
+def test_watching_builds_exactly_what_changes(project: Project) -> None:
+    with command(project, "build", "docs", "--watch", "--every", "0.1", "--json") as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert first["assets"]["documents"]["added"] == 24
+        more = [{"id": "24", "text": "Another text."}, {"id": "25"}]
+        write_jsonl(project.folder / "docs" / "more.jsonl", more)
+        second = json.loads(process.stdout.readline())
+        assert len(second["partitions"]) == 1
+        assert second["assets"]["documents"]["added"] == 1
+        assert [reason["reason"] for reason in second["refused"]] == ["empty_text"]
+        process.send_signal(signal.SIGTERM)
+        rest, stderr = process.communicate()
+    assert (process.returncode, rest) == (130, "")
+    assert "Interrupted. To go on: " in stderr
