@@ -111,7 +111,7 @@ def _files_with(folder: Path, name: str) -> Iterator[Path]:
 
 def _show(proposal: "Proposal", path: str) -> None:
     sample = proposal.sample
-    about = "" if sample.is_whole else "about "
+    about = "" if sample.is_whole else "about " if proposal.are_all_listed else "more than "
     seen = "all were looked at" if sample.is_whole else f"{len(sample.found):,} were looked at"
     console.print(plain(f"{path}: {about}{sample.documents:,} records; {seen}."))
     roles = {field: part for part, field in proposal.settings.source.fields if field}

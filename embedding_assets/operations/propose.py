@@ -28,11 +28,14 @@ from resources.document_sources.sample import (
 )
 from resources.errors import InvalidInputError
 
-_MOST_OF_A_PARTITION = 5_000
-"""Documents; with more of them a finer period is proposed."""
+_MOST_OF_A_PERIOD = {"year": 10_000, "month": 50_000}
+"""Documents; with more of them the next finer period is proposed. Each partition of a run costs
+Dagster a tenth of a second, so that too many of them are worse than large ones."""
 _MOST_PARTITIONS = {"year": 300, "month": 1_200, "day": 8_000}
 _BUCKETS = ((1_000, 4), (20_000, 16), (200_000, 64))
 _MOST_BUCKETS = 256
+_AT_LEAST = 10
+"""How many times more documents are expected than the files that were listed hold."""
 _FIRST_YEAR = 1000  # of four digits, as the keys of partitions have
 _NON_ASCII = 0.2
 _GZIP = ".gz"
@@ -73,6 +76,8 @@ class Proposal:
         columns: the fields of the records.
         refused: what would be refused of the sample, by reason.
         notes: what somebody should know who agrees.
+        are_all_listed: whether all files are known; else there are more documents than
+            `sample.documents`.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Proposal:
     columns: list[Column]
     refused: list[RefusedReason]
     notes: list[str]
+    are_all_listed: bool
 
     @property
     def example(self) -> Document | None:
@@ -99,6 +105,7 @@ class _Source:
     format: FileFormat | None = None
     encoding: str | None = None
     notes: list[str] = field(default_factory=list)
+    are_all_listed: bool = True
 
     def build(self, fields: Mapping[str, str]) -> FileDocumentSource:
         settings: dict[str, Any] = {"path": self.path, "format": self.format}
@@ -134,22 +141,25 @@ def propose(path: str, project: Path, name: str | None = None) -> Proposal:
     if not source.one_a_file:
         _check_fields(guessed, columns, source)
     name = name or _name(path)
-    partitions = _partitions(guessed, sample)
+    number = sample.documents * (1 if source.are_all_listed else _AT_LEAST)
+    partitions = _partitions(guessed.times, number)
     written = _written(name, _in_project(source.path, project, local), source, guessed, partitions)
     settings = CollectionSettings.model_validate(yaml.safe_load(written)["attributes"])
     documents = read_documents(source.build(guessed.names), source.files)
     documents.documents, documents.is_whole = sample.documents, sample.is_whole
     notes = [*source.notes, *guessed.notes, *_notes(documents, guessed, settings)]
     refused = _refused(documents, settings.partitions)
-    return Proposal(name, written, settings, documents, columns, refused, notes)
+    listed = source.are_all_listed
+    return Proposal(name, written, settings, documents, columns, refused, notes, listed)
 
 
 def _found(path: str) -> _Source:
     """The files of a source, of one kind of format; those of others are left out, and named."""
     files, are_all = list_some(path if "://" in path else sparing_names(path))
     source = _Source(path, [file for file in files if file.problem is None])
+    source.are_all_listed = are_all
     if not are_all:
-        source.notes.append(f"Only {len(files):,} of the files were looked at.")
+        source.notes.append(f"There are more files than the {len(files):,} that were looked at.")
     kinds: dict[FileFormat | str, list[SourceFile]] = {}
     for file in source.files:
         known = format_of(file.path)
@@ -258,14 +268,13 @@ def _in_project(path: str, project: Path, local: bool) -> str:
     return path
 
 
-def _partitions(guessed: GuessedFields, sample: Sample) -> str:
+def _partitions(seen: Sequence[datetime], number: int) -> str:
     """Periods of which each holds a sensible number of documents; without times, buckets."""
-    number = sample.documents
     now = datetime.now(timezone.utc)
-    if not guessed.times or min(guessed.times) > now:
+    if not seen or min(seen) > now:
         count = next((count for most, count in _BUCKETS if number <= most), _MOST_BUCKETS)
         return f"{{by: bucket, count: {count}}}"
-    times = sorted(guessed.times)
+    times = sorted(seen)
     first, last = times[0], min(times[-1], now)
     oldest = now - timedelta(days=365 * _MOST_PARTITIONS["year"])
     if first < oldest:  # for most archives no time, but what stands for one that is not known
@@ -273,9 +282,9 @@ def _partitions(guessed: GuessedFields, sample: Sample) -> str:
     days = max(1, (last - first).days)
     until_now = max(1, (now - first).days)
     by = "year"
-    for finer, length in (("month", 30), ("day", 1)):
-        crowded = number / max(1, days / {"month": 365, "day": 30}[finer]) > _MOST_OF_A_PARTITION
-        if crowded and until_now / length <= _MOST_PARTITIONS[finer]:
+    for coarse, finer, length in (("year", "month", 30), ("month", "day", 1)):
+        documents = number / max(1, days / {"year": 365, "month": 30}[coarse])
+        if documents > _MOST_OF_A_PERIOD[coarse] and until_now / length <= _MOST_PARTITIONS[finer]:
             by = finer
     start = date(max(first.year, _FIRST_YEAR), 1 if by == "year" else first.month, 1)
     return f'{{by: {by}, start: "{start}"}}'

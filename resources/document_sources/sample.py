@@ -193,13 +193,15 @@ def _read_one(
         sample.records[file.path] = builder.records[: len(sample.found)]
     sample.is_whole = ended and not cut
     sample.documents = len(sample.found)
-    if not sample.is_whole and file_format not in ONE_A_FILE and streams and file.size:
-        share = file.size / max(1, streams[-1].furthest)
-        sample.documents = (
-            _rows(filesystem, file)
-            if file_format is FileFormat.parquet
-            else round(len(sample.found) * max(1, share))
-        )
+    if not sample.is_whole and streams and file.size:
+        if file_format is FileFormat.parquet:
+            sample.documents = _rows(filesystem, file)
+        elif file_format not in ONE_A_FILE:
+            # Up to the end of the piece that was read last: it holds more than the records taken.
+            piece = streams[-1].furthest
+            while streams[-1].furthest == piece and next(found, None) is not None:
+                sample.documents += 1
+            sample.documents = round(sample.documents * max(1, file.size / max(1, piece)))
     for stream in streams:
         stream.close()
     return sample
