@@ -29,8 +29,9 @@ from resources.embedders.local_model.torch_model import TorchModel
 from resources.embedders.local_settings import CPU_BATCH_TOKENS, LocalSettings
 from resources.identity.embedding_space import EmbeddingSpace
 
-SECONDS_PER_CALL = 4.0
-"""Much longer than it takes to store the vectors of a call, some 50 ms."""
+SECONDS_PER_CALL = 10.0
+"""Two are under way, so that one is over about every five. Much shorter calls waste time: their
+last batches are not full, and storing their vectors takes as long as for many."""
 CALLS_PER_GPU = 6
 """Three batches are on their way through a GPU while as many are tokenized or stored."""
 
