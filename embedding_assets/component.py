@@ -113,7 +113,7 @@ def collection_definitions(
         schedules=automated.schedules,
         sensors=automated.sensors,
         assets=[
-            documents_asset(collection),
+            documents_asset(collection, declared),
             deduplicated_chunks_asset(collection, declared),
             embeddings_asset(collection, declared),
             vector_index_asset(collection, declared),

@@ -68,6 +68,11 @@ def in_folder(url: str, folder: Path) -> str:
     return url if _scheme(url) != "" else str(folder / Path(url).expanduser())
 
 
+def as_uri(url: str) -> str:
+    """The URL; of a path, the file:// URL of that."""
+    return url if "://" in url else Path(url).expanduser().absolute().as_uri()
+
+
 def split_options(
     url: str, known: Mapping[str, Callable[[str], Any]]
 ) -> tuple[str, dict[str, Any]]:

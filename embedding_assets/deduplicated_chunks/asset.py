@@ -1,9 +1,13 @@
 """Asset `deduplicated_chunks`: split, hash, remove duplicates, and plan against the cache."""
 
+from operator import itemgetter
+
 import dagster as dg
 
+from embedding_assets.artifacts.schemas import CHUNK_COLUMNS, CHUNKS
 from embedding_assets.artifacts.scratch import scratch
 from embedding_assets.collection.collection import CollectionAssets, CollectionResources
+from embedding_assets.collection.table_metadata import table_metadata
 from embedding_assets.deduplicated_chunks.cache_lookup import Planner
 from embedding_assets.deduplicated_chunks.chunks import Splitter, split_partition
 from embedding_assets.runs.progress import Progress
@@ -19,12 +23,15 @@ def deduplicated_chunks_asset(
         description="Chunks of the documents, their content hashes, and which of them the "
         "cache already holds a vector for.",
         kinds={"parquet", declared.cache.kind},
+        metadata=table_metadata(
+            CHUNKS, CHUNK_COLUMNS, collection.address("deduplicated_chunks", declared)
+        ),
     )
     def deduplicated_chunks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
         # What really was cached and embedded is told by `embeddings`, for each partition.
         with (
-            RangeRun(context, essential=()) as run,
+            RangeRun(context, itemgetter("chunks"), ()) as run,
             scratch() as database,
             Progress(context.log, "documents", partitions=len(run.partitions)) as progress,
         ):

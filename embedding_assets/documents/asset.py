@@ -1,9 +1,13 @@
 """Asset `documents`: read the source, validate, quarantine, and keep what is in the partition."""
 
+from operator import itemgetter
+
 import dagster as dg
 from pydantic import Field
 
-from embedding_assets.collection.collection import CollectionAssets
+from embedding_assets.artifacts.schemas import DOCUMENT_COLUMNS, DOCUMENTS
+from embedding_assets.collection.collection import CollectionAssets, CollectionResources
+from embedding_assets.collection.table_metadata import table_metadata
 from embedding_assets.documents.checks import DocumentChecks, refused_metadata
 from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
@@ -21,7 +25,9 @@ class DocumentsConfig(dg.Config):
     )
 
 
-def documents_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
+def documents_asset(
+    collection: CollectionAssets, declared: CollectionResources
+) -> dg.AssetsDefinition:
     checks = DocumentChecks(collection)
 
     @collection.asset(
@@ -29,13 +35,19 @@ def documents_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
         description="The validated documents of the partition; what was refused is in the "
         "quarantine, with its reason and position.",
         kinds={"parquet"},
+        metadata={
+            **table_metadata(
+                DOCUMENTS, DOCUMENT_COLUMNS, collection.address("documents", declared)
+            ),
+            "quarantine": collection.command("quarantine"),
+        },
         check_specs=checks.specs,
     )
     def documents(
         context: dg.AssetExecutionContext, config: DocumentsConfig
     ) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        with RangeRun(context, ESSENTIAL) as run:
+        with RangeRun(context, itemgetter("documents"), ESSENTIAL) as run:
             ingest = Ingest(
                 collection,
                 resources.source,

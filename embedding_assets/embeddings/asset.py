@@ -2,13 +2,15 @@
 
 import dagster as dg
 
+from embedding_assets.artifacts.schemas import VECTOR_COLUMNS, VECTORS
 from embedding_assets.artifacts.scratch import scratch
 from embedding_assets.collection.collection import CollectionAssets, CollectionResources
+from embedding_assets.collection.table_metadata import table_metadata
 from embedding_assets.embeddings.canaries import Canaries, SpaceDriftError
 from embedding_assets.embeddings.checks import EmbeddingChecks
 from embedding_assets.embeddings.failures import reasons_of
 from embedding_assets.embeddings.job import EmbeddingJob
-from embedding_assets.embeddings.numbers import ESSENTIAL, EmbeddingNumbers
+from embedding_assets.embeddings.numbers import ESSENTIAL, EmbeddingNumbers, rows
 from embedding_assets.embeddings.providers import Providers
 from embedding_assets.runs.memory import peak_memory_mb
 from embedding_assets.runs.progress import Progress
@@ -27,6 +29,10 @@ def embeddings_asset(
         description="One vector for each distinct chunk: from the cache, or from the model "
         "and then into the cache, flush by flush.",
         kinds={"parquet", declared.cache.kind, *declared.embedder_kinds},
+        metadata={
+            **table_metadata(VECTORS, VECTOR_COLUMNS, collection.address("embeddings", declared)),
+            "quarantine": collection.command("quarantine"),
+        },
         check_specs=checks.specs,
     )
     def embeddings(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -47,7 +53,7 @@ def embeddings_asset(
         )
         total, refusing = EmbeddingNumbers(), list[str]()
         with (
-            RangeRun(context, ESSENTIAL) as run,
+            RangeRun(context, rows, ESSENTIAL) as run,
             scratch() as database,
             Progress(context.log, "chunks", partitions=len(run.partitions)) as progress,
         ):

@@ -1,5 +1,6 @@
 """What `embeddings` tells of a run and of each of its partitions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,11 @@ class EmbeddingNumbers:
             f"{self.distinct_chunks:,} cached ({self.cache_hit_rate:.1%}), "
             f"{self.texts_refused} errors."
         )
+
+
+def rows(metadata: Mapping[str, Any]) -> int:
+    """How many vectors a partition has in the embedder's own space."""
+    return metadata["cache_hits"] + metadata["embedded"]
 
 
 _INTERNAL = ("error_examples", "tokens_judged")

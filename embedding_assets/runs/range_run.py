@@ -1,13 +1,15 @@
 """One Dagster run over a range of partitions, of which each finished one stays finished."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
 import dagster as dg
 
+from embedding_assets.collection.table_metadata import PARTITION_ROW_COUNT
 from embedding_assets.runs.memory import use_what_is_allowed
+from embedding_assets.runs.rounding import rounded
 from resources.errors import InvalidInputError, not_permitted
 
 # An event costs Dagster about 26 ms. A partition that took longer than this is recorded as soon as
@@ -32,17 +34,23 @@ class RangeRun:
 
     Args:
         context: the step's.
+        rows: tells the rows of a partition from its numbers. Dagster shows them as such; not those
+            of all partitions together, for which each of them would have to be looked at.
         essential: the numbers that each partition keeps in a run over very many; None: all.
     """
 
     def __init__(
-        self, context: dg.AssetExecutionContext, essential: Collection[str] | None = None
+        self,
+        context: dg.AssetExecutionContext,
+        rows: Callable[[Mapping[str, Any]], int],
+        essential: Collection[str] | None = None,
     ) -> None:
         self._context = context
         self.partitions = list(context.partition_keys)
         if not self.partitions:
             raise dg.Failure(_why_none(context.run.tags), allow_retries=False)
         few = len(self.partitions) <= _FEW_PARTITIONS
+        self._rows = rows
         self._essential = None if few else essential
         self._unrecorded: dict[str, dict[str, Any]] = {}
         self._started = time.monotonic()
@@ -54,9 +62,10 @@ class RangeRun:
     def record(self, finished: Mapping[str, Mapping[str, Any]]) -> None:
         """Call this with the metadata of partitions when everything of them is durable."""
         for partition, metadata in finished.items():
+            told = {PARTITION_ROW_COUNT: self._rows(metadata), **metadata}
             plain = {
-                key: _plain(value)
-                for key, value in metadata.items()
+                key: rounded(value)
+                for key, value in told.items()
                 if self._essential is None or key in self._essential
             }
             self._context.add_asset_metadata(plain, partition_key=partition)
@@ -67,8 +76,15 @@ class RangeRun:
         self._started = now
 
     def of_all_partitions(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of the metadata of the run as a whole each partition keeps, which no one has."""
-        return metadata if self._essential is None else {}
+        """What of the metadata of the run as a whole each partition keeps; of very many the last.
+
+        Returns:
+            The metadata for `dg.MaterializeResult`, which gives it to each partition.
+        """
+        if self._essential is None:
+            return metadata
+        self._context.add_asset_metadata(metadata, partition_key=self.partitions[-1])
+        return {}
 
     def __exit__(
         self,
@@ -101,8 +117,3 @@ def _why_none(tags: Mapping[str, str]) -> str:
         if first and last
         else "There is nothing to do: the run is over no partition."
     )
-
-
-def _plain(value: Any) -> Any:
-    # Dagster refuses numpy numbers in metadata.
-    return value.item() if hasattr(value, "item") else value

@@ -57,14 +57,23 @@ class IndexChecks:
         resources: CollectionResources,
         integrity: Sequence[Integrity],
         completeness: Sequence[Completeness],
+        rows: Sequence[int],
     ) -> list[dg.AssetCheckResult]:
-        """Judges what was found in the tables of the spaces, of which there is one entry each."""
+        """Judges what was found in the tables of the spaces, of which there is one entry each.
+
+        Args:
+            context: of the step.
+            resources: of the collection.
+            integrity: what the rows of the run's partitions are like.
+            completeness: how they differ from what ought to be there.
+            rows: of all partitions.
+        """
         results = [
             self._integrity(resources, integrity),
-            self._completeness(resources, completeness),
+            self._completeness(completeness, rows),
         ]
         if self._collection.settings.fallback:
-            results.append(self._fallback_share(resources))
+            results.append(self._fallback_share(rows))
         if self._collection.settings.evaluation:
             results.append(self._quality(context, resources, self._collection.settings.evaluation))
         return results
@@ -90,7 +99,7 @@ class IndexChecks:
         )
 
     def _completeness(
-        self, resources: CollectionResources, tables: Sequence[Completeness]
+        self, tables: Sequence[Completeness], rows: Sequence[int]
     ) -> dg.AssetCheckResult:
         differences = {
             "documents_missing": sum(table.documents_missing for table in tables),
@@ -102,15 +111,10 @@ class IndexChecks:
             asset_key=self._asset,
             check_name="completeness",
             passed=not any(differences.values()),
-            metadata={**differences, "rows_in_index": sum(self._row_counts(resources))},
+            metadata={**differences, "rows_in_index": sum(rows)},
         )
 
-    def _row_counts(self, resources: CollectionResources) -> list[int]:
-        store, name = resources.store, self._collection.name
-        return [store.count(name, embedder.space) for embedder in resources.embedders]
-
-    def _fallback_share(self, resources: CollectionResources) -> dg.AssetCheckResult:
-        rows = self._row_counts(resources)
+    def _fallback_share(self, rows: Sequence[int]) -> dg.AssetCheckResult:
         share = sum(rows[1:]) / sum(rows) if sum(rows) else 0.0
         most = self._collection.settings.checks.max_fallback_share
         return dg.AssetCheckResult(

@@ -23,6 +23,10 @@ class ArtifactStore(dg.ConfigurableResource, ABC):
     """Whole files by key (`collection/asset/partition/name.parquet`), replaced in one step."""
 
     @abstractmethod
+    def address(self, key: str) -> str:
+        """The URI of an artifact, or of a folder of them, which people see: without a secret."""
+
+    @abstractmethod
     def exists(self, key: str) -> bool: ...
 
     @abstractmethod

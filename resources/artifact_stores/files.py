@@ -14,13 +14,16 @@ from pydantic import Field
 from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
 from resources.atomic_write import atomic_write
 from resources.disk_usage import bytes_in
-from resources.urls import open_storage
+from resources.urls import as_uri, open_storage
 
 
 class FileArtifactStore(ArtifactStore):
     """A local folder, or any fsspec URL such as `s3://bucket/prefix`."""
 
     url: str = Field(default="data/artifacts", description="Folder or fsspec URL of all artifacts.")
+
+    def address(self, key: str) -> str:
+        return as_uri(f"{self.url.rstrip('/')}/{key}")
 
     def exists(self, key: str) -> bool:
         return self._filesystem.exists(self._location(key))

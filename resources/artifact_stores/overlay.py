@@ -28,6 +28,9 @@ class OverlayArtifactStore(ArtifactStore):
     above: ArtifactStore
     _hidden: set[str] = PrivateAttr(default_factory=set)
 
+    def address(self, key: str) -> str:
+        return self.below.address(key)
+
     def exists(self, key: str) -> bool:
         return self.above.exists(key) or (key not in self._hidden and self.below.exists(key))
 

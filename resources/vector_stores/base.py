@@ -31,9 +31,10 @@ REPEATED_BYTES = 16 * 1024
 """Title and metadata that take more are in the row of their document's first chunk alone."""
 
 
-def row_schema(space: EmbeddingSpace) -> pa.Schema:
-    """The columns of a table. `span_start` and `span_end` count characters of the document's text.
+def row_schema(space: EmbeddingSpace | None) -> pa.Schema:
+    """The columns of a table; None: of any space, with vectors of any length.
 
+    `span_start` and `span_end` count characters of the document's text.
     `context || text` is the text that was embedded; `content_hash` is its hash. Where title and
     metadata are null, they are those in the row of the document's chunk number 0.
     """
@@ -52,7 +53,7 @@ def row_schema(space: EmbeddingSpace) -> pa.Schema:
             pa.field("text", pa.string()),
             pa.field("timestamp", pa.timestamp("us", "UTC")),
             pa.field("metadata", pa.string()),
-            pa.field("vector", pa.list_(pa.float32(), space.dimension)),
+            pa.field("vector", pa.list_(pa.float32(), space.dimension if space else -1)),
         ]
     )
 
@@ -125,6 +126,15 @@ class VectorStore(dg.ConfigurableResource, ABC):
     @abstractmethod
     def kind(self) -> str:
         """What it is, as Dagster calls it, such as lancedb."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The URI of all tables, which people see: without a secret."""
+
+    @abstractmethod
+    def table_name(self, collection: str, space: EmbeddingSpace) -> str:
+        """What the store calls the table of a collection and a space."""
 
     @abstractmethod
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:

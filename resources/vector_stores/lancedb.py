@@ -28,6 +28,7 @@ from resources.identity.content_hash import chunk_id
 from resources.identity.embedding_space import EmbeddingSpace
 from resources.lean_imports import import_lancedb
 from resources.machine import machine
+from resources.urls import as_uri
 from resources.vector_stores.base import (
     NoIndexError,
     SearchHit,
@@ -117,6 +118,13 @@ class LanceDBVectorStore(VectorStore):
     @property
     def kind(self) -> str:
         return "lancedb"
+
+    @property
+    def address(self) -> str:
+        return as_uri(self.uri)
+
+    def table_name(self, collection: str, space: EmbeddingSpace) -> str:
+        return _table_name(collection, space)
 
     @_in_empty_context
     def create_table(self, collection: str, space: EmbeddingSpace) -> None:

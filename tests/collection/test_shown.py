@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.metadata.metadata_set import TableMetadataSet, UriMetadataSet
 
 from tests.support.project import Project
 
@@ -62,6 +63,28 @@ def test_kinds_are_those_of_the_model_the_cache_and_the_store_that_are_set(
     assets = shown(project, **settings)
     kinds = [assets[name].kinds for name in ("deduplicated_chunks", "embeddings", "vector_index")]
     assert kinds == expected
+
+
+def test_each_asset_tells_where_its_table_is_and_what_its_columns_mean(
+    project: Project, tmp_path: Path
+) -> None:
+    assets = shown(project)
+    places = {
+        "documents": ("artifacts/docs/documents", "id"),
+        "deduplicated_chunks": ("artifacts/docs/deduplicated_chunks", "chunk_id"),
+        "embeddings": ("artifacts/docs/embeddings", "content_hash"),
+        "vector_index": ("vectors", "chunk_id"),
+    }
+    for asset, (place, first) in places.items():
+        # Dagster's own words: it reads them as what they are.
+        table = TableMetadataSet.extract(assets[asset].metadata).column_schema
+        assert table is not None
+        assert table.columns[0].name == first
+        assert all(column.description and column.type for column in table.columns)
+        uri = UriMetadataSet.extract(assets[asset].metadata).uri
+        assert uri == (tmp_path / "data" / place).as_uri()
+    assert assets["vector_index"].metadata["report"].asset_key == assets["report"].key
+    assert "search" in assets["vector_index"].metadata["search"].md_str
 
 
 def test_each_asset_leads_to_its_yaml_file(project: Project) -> None:

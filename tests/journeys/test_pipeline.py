@@ -762,8 +762,12 @@ def test_every_partition_of_a_range_run_has_its_own_metadata_in_plain_numbers(
         for metadata in found.values():
             assert set(names) <= set(metadata)
             assert all(type(metadata[name]) in (int, float) for name in names)
+            assert metadata["dagster/partition_row_count"] == metadata[names[0]]
     embeddings = per_partition(result, "embeddings")
     rows = [row["partition"] for row in pipeline.rows()]
+    for metadata in per_partition(result, "vector_index").values():
+        assert metadata["dagster/row_count"] == len(rows)
+        assert metadata["dagster/table_name"] == f"corpus__{pipeline.embedder.space.id}"
     for partition, metadata in embeddings.items():
         assert metadata["chunks"] == metadata["embedded"] == rows.count(str(partition))
     assert sum(m["tokens"] for m in embeddings.values()) == sum(
