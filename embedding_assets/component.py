@@ -1,5 +1,7 @@
 """`EmbeddingCollection`: one YAML file becomes its assets, their checks and their resources."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,7 +13,13 @@ from pydantic_core import CoreSchema
 from embedding_assets.automation import automation
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import Environment, read_environment
-from embedding_assets.collection.mistakes import read_settings
+from embedding_assets.collection.missing_files import missing_files
+from embedding_assets.collection.mistakes import (
+    YamlMistakeError,
+    located,
+    looks_for_mistakes,
+    read_settings,
+)
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
@@ -20,6 +28,7 @@ from embedding_assets.embeddings.asset import embeddings_asset
 from embedding_assets.operations.report.asset import report_asset
 from embedding_assets.vector_index.asset import vector_index_asset
 
+_log = logging.getLogger(__name__)
 _NEW_COLLECTION = """\
   # Every other setting, with its default and meaning: docs/settings.md.
   source:
@@ -70,8 +79,13 @@ class CollectionAttributes(RootModel[dict[str, Any]]):
 class EmbeddingCollection(dg.Component):
     """A corpus kept as a vector index, by four assets: `documents` to `vector_index`."""
 
-    def __init__(self, settings: CollectionSettings) -> None:
+    def __init__(self, settings: CollectionSettings, missing: Sequence[str] = ()) -> None:
+        """A collection of these settings; `missing` says which files that they name are not there.
+
+        They may come later, which stops nothing: only a command that looks for mistakes fails.
+        """
         self.settings = settings
+        self._missing = missing
 
     @classmethod
     def get_model_cls(cls) -> type[CollectionAttributes]:
@@ -82,15 +96,25 @@ class EmbeddingCollection(dg.Component):
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "EmbeddingCollection":
         file = context.resolution_context.source_position_tree
+        where = file and file.children.get("attributes", file)
         given = attributes.root if isinstance(attributes, CollectionAttributes) else {}
-        settings = read_settings(
-            CollectionSettings, given, file and file.children.get("attributes", file)
-        )
+        written = read_settings(CollectionSettings, given, where)
         read_environment(context.project_root)  # templates may name what is in .env
-        settings = settings.rendered(context.resolution_context.resolve_value)
-        return cls(settings.with_absolute_paths(context.path, context.project_root))
+        settings = written.rendered(context.resolution_context.resolve_value)
+        settings = settings.with_absolute_paths(context.path, context.project_root)
+        missing = [
+            located(said, path, where)
+            for path, said in missing_files(settings)
+            # Where a template leads is up to each machine, of which this need not be the one.
+            if "{{" not in getattr(getattr(written, path[0]), path[1])
+        ]
+        return cls(settings, missing)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        if self._missing and looks_for_mistakes():
+            raise YamlMistakeError("\n".join(self._missing))
+        for said in self._missing:
+            _log.warning("%s", said)
         environment = read_environment(context.project_root)
         return dg.Definitions.merge(
             collection_definitions(self.settings, environment),

@@ -6,7 +6,6 @@ files at once; of an error that is no mistake in YAML they show where in the cod
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from embedding_assets.collection.collection import CollectionAssets, CollectionR
 from embedding_assets.collection.environment import read_environment
 from embedding_assets.collection.mistakes import (
     YamlMistakeError,
+    looks_for_mistakes,
     told_of_file,
     told_of_syntax,
 )
@@ -54,7 +54,6 @@ from embedding_assets.component import EmbeddingCollection
 from resources.errors import EmbeddingAssetsError, InvalidInputError
 from resources.identity.content_hash import fingerprint
 
-_VALIDATION = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster's commands that look for errors
 _MISTAKES = (
     EmbeddingAssetsError,
     ValidationError,
@@ -126,7 +125,7 @@ class BrokenFile(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         del context
-        if not os.environ.get(_VALIDATION):  # which says it by itself
+        if not looks_for_mistakes():  # it is said anyway
             _log.warning("Not loaded: %s", self.sentence)
 
         @dg.asset(
@@ -265,7 +264,7 @@ class CollectionTree(dg.ComponentTree):
             Exception: the error itself, if it is no mistake in YAML and a command looks for errors.
         """
         sentence = _sentence(_file(loc), error)
-        if os.environ.get(_VALIDATION):
+        if looks_for_mistakes():
             if not isinstance(_reason(error), _MISTAKES):
                 raise error
             self.mistakes.append(sentence)

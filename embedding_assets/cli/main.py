@@ -4,6 +4,7 @@ import typer
 
 from embedding_assets.cli.build import build
 from embedding_assets.cli.cache import app as cache
+from embedding_assets.cli.check import check
 from embedding_assets.cli.indexes import collections, drop_index
 from embedding_assets.cli.new import new
 from embedding_assets.cli.plan import accept, plan
@@ -15,7 +16,18 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (new, build, search, plan, quarantine, accept, evaluate, collections, drop_index):
+for command in (
+    new,
+    check,
+    build,
+    search,
+    plan,
+    quarantine,
+    accept,
+    evaluate,
+    collections,
+    drop_index,
+):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

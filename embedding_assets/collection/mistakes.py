@@ -1,5 +1,6 @@
 """What is wrong in a YAML file: where, which key, what was meant, and what is allowed there."""
 
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,11 @@ _PLAINLY = {
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def looks_for_mistakes() -> bool:
+    """Whether a command of Dagster loads the definitions to find what is wrong in them."""
+    return bool(os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"))
+
+
 class YamlMistakeError(InvalidInputError):
     """A mistake in a YAML file, told in a few lines of which the first names file and line."""
 
@@ -55,6 +61,11 @@ def read_settings(
     except ValidationError as error:
         said = _all_told(error.errors(), model, where)
     raise YamlMistakeError(said)
+
+
+def located(said: str, path: Sequence[str], where: SourcePositionTree | None) -> str:
+    """What is said of a setting, after the file and the line where it stands."""
+    return f"{where.lookup_closest_and_path(path, None)[0]}: {said}" if where else said
 
 
 def told_of_file(error: ValidationError, model: type[BaseModel]) -> str:

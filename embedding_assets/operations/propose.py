@@ -148,7 +148,7 @@ def propose(path: str, project: Path, name: str | None = None) -> Proposal:
     documents = read_documents(source.build(guessed.names), source.files)
     documents.documents, documents.is_whole = sample.documents, sample.is_whole
     notes = [*source.notes, *guessed.notes, *_notes(documents, guessed, settings)]
-    refused = _refused(documents, settings.partitions)
+    refused = refused_records(documents, settings.partitions)
     listed = source.are_all_listed
     return Proposal(name, written, settings, documents, columns, refused, notes, listed)
 
@@ -342,7 +342,7 @@ def _notes(sample: Sample, guessed: GuessedFields, settings: CollectionSettings)
     return notes
 
 
-def _refused(sample: Sample, partitions: PartitionSettings) -> list[RefusedReason]:
+def refused_records(sample: Sample, partitions: PartitionSettings) -> list[RefusedReason]:
     """What would be refused, by reason, the commonest first; those ids too that come twice."""
     found: dict[str, list[str]] = {}
     known = {*partitions_definition(partitions).get_partition_keys()}

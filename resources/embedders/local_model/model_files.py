@@ -84,25 +84,44 @@ def find_model(model: str, revision: str | None = None) -> Path:
     Raises:
         EmbeddingError: it is nowhere; the error says where it was looked for.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"Model folder '{model}' does not exist (looked for {folder.absolute()}).")
-    name = model if "/" in model else f"sentence-transformers/{model}"
-    cached = _from_hub(name, revision, local_files_only=True)
-    if isinstance(cached, Path):
-        return cached
-    if name == DEFAULT_MODEL and (packaged := _packaged_model()):
-        return packaged
-    downloaded = _from_hub(name, revision, local_files_only=False)
+    there = find_local_model(model, revision)
+    if isinstance(there, Path):
+        return there
+    downloaded = _from_hub(_name_on_hub(model), revision, local_files_only=False)
     if isinstance(downloaded, Path):
         return downloaded
     raise ModelError(
-        f"Model '{name}' was not found. It is no local folder, it is not in the Hugging Face cache "
-        f"({cached}), and the hub did not give it ({downloaded}). Copy the model's folder here and "
-        "name that folder as the model, or run once where the hub can be reached.",
+        f"Model '{model}' was not found. It is no local folder, it is not in the Hugging Face "
+        f"cache ({there}), and the hub did not give it ({downloaded}). Copy the model's folder "
+        "here and name that folder as the model, or run once where the hub can be reached.",
     )
+
+
+def find_local_model(model: str, revision: str | None = None) -> Path | str:
+    """The folder of a model that is on this machine, or why it is not; nothing is downloaded.
+
+    Raises:
+        EmbeddingError: it can only be a folder, and there is none.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if is_folder_name(model):
+        raise ModelError(f"Model folder '{model}' does not exist (looked for {folder.absolute()}).")
+    name = _name_on_hub(model)
+    cached = _from_hub(name, revision, local_files_only=True)
+    if name == DEFAULT_MODEL and isinstance(cached, str) and (packaged := _packaged_model()):
+        return packaged
+    return cached
+
+
+def is_folder_name(model: str) -> bool:
+    """Whether a model's name can be that of a folder only, and not one on the hub."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _name_on_hub(model: str) -> str:
+    return model if "/" in model else f"sentence-transformers/{model}"
 
 
 def _from_hub(name: str, revision: str | None, local_files_only: bool) -> Path | str:
