@@ -62,7 +62,7 @@ def test_a_broken_collection_is_told_of_in_a_sentence_and_the_others_are_there(
     assert len(sentence.splitlines()) <= 5
     assert sentence in entry.description
     sensors = {sensor.name for sensor in definitions.get_repository_def().sensor_defs}
-    assert sensors == {"good_source", "good_reconcile", "not_loaded_docs"}
+    assert sensors == {"good_source", "good_reconcile", "good_report", "not_loaded_docs"}
 
 
 def test_asset_and_sensor_of_a_broken_collection_fail_with_its_sentence(good: Project) -> None:
