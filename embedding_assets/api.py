@@ -32,7 +32,6 @@ from embedding_assets.artifacts.withheld import Withheld, accept_deletions, with
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.documents.source_state import SourceState
 from embedding_assets.retrieval.evaluation import Evaluation, evaluate_index
 from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.search import IndexReader
@@ -194,6 +193,8 @@ class Collection:
 
     def _reads_for(self, partitions: Sequence[str]) -> Callable[[str], bool]:
         """Whether a run of some of the partitions reads a file, by the time in the file's name."""
+        from embedding_assets.documents.source_state import SourceState
+
         state = SourceState(self.resources.source, self.settings.partitions)
         return lambda file: any(state.is_read_for(one, file) for one in partitions)
 
@@ -385,6 +386,8 @@ def open(name: str | None = None) -> Collection:
         NotFoundError: there is no such collection, it cannot be loaded, or there are several and no
             name.
     """
+    if name is not None and name in (available := loaded(name)[0]):
+        return available[name]
     available, broken = loaded()
     known = f"Collections: {', '.join(available) or 'none'}."
     if broken:
@@ -398,11 +401,15 @@ def open(name: str | None = None) -> Collection:
     return available[name]
 
 
-def loaded() -> tuple[dict[str, Collection], list[str]]:
-    """The project's collections by name, sorted, and a sentence for each file that is broken."""
+def loaded(name: str | None = None) -> tuple[dict[str, Collection], list[str]]:
+    """The project's collections by name, sorted, and a sentence for each file that is broken.
+
+    Args:
+        name: only this one, if it is there.
+    """
     from embedding_assets.project import load_collections
 
-    found = load_collections()
+    found = load_collections(name)
     return {settings.name: Collection(settings, own) for settings, own in found.collections}, (
         found.broken
     )

@@ -10,7 +10,6 @@ from dagster._utils.warnings import suppress_dagster_warnings
 from pydantic import BaseModel, GetJsonSchemaHandler, RootModel
 from pydantic_core import CoreSchema
 
-from embedding_assets.automation import automation
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.missing_files import missing_files
@@ -22,11 +21,6 @@ from embedding_assets.collection.mistakes import (
 )
 from embedding_assets.collection.resources import collection_resources, shared_resources
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
-from embedding_assets.documents.asset import documents_asset
-from embedding_assets.embeddings.asset import embeddings_asset
-from embedding_assets.operations.report.asset import report_asset
-from embedding_assets.vector_index.asset import vector_index_asset
 
 _log = logging.getLogger(__name__)
 _NEW_COLLECTION = """\
@@ -127,6 +121,14 @@ def collection_definitions(
     settings: CollectionSettings, environment: Environment | None = None
 ) -> dg.Definitions:
     """The assets and the resources of one collection, and what runs them."""
+    # Here, because whoever only searches in a collection needs its settings, and none of these.
+    from embedding_assets.automation import automation
+    from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
+    from embedding_assets.documents.asset import documents_asset
+    from embedding_assets.embeddings.asset import embeddings_asset
+    from embedding_assets.operations.report.asset import report_asset
+    from embedding_assets.vector_index.asset import vector_index_asset
+
     environment = environment or read_environment()
     collection = CollectionAssets(settings)
     resources = collection_resources(settings, environment)

@@ -7,10 +7,12 @@ files at once; of an error that is no mistake in YAML they show where in the cod
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import dagster as dg
@@ -78,17 +80,24 @@ class LoadedCollections:
     broken: list[str]
 
 
-def load_collections() -> LoadedCollections:
-    """The project's collections, sorted by name, and their resources for use outside of Dagster."""
+def load_collections(name: str | None = None) -> LoadedCollections:
+    """The project's collections, sorted by name, and their resources for use outside of Dagster.
+
+    Args:
+        name: only the collection of this name, if there is one: into the files of the others
+            nobody looks.
+    """
     environment = read_environment()
     shared = shared_resources(environment)
     tree = CollectionTree.for_project(environment.project)
     loaded, broken = [], []
-    for file, component in tree.collections():
+    for file, component in tree.collections(name):
         if isinstance(component, BrokenFile):
             broken.append(component.sentence)
             continue
         settings = component.settings
+        if name not in (None, settings.name):
+            continue
         try:
             tree.check_name(settings.name)
             own = shared | collection_resources(settings, environment)
@@ -165,9 +174,17 @@ class _BrokenDecl(ComponentDecl[BrokenFile]):
 class CollectionTree(dg.ComponentTree):
     """All that stands under `defs/`; what cannot be loaded is a `BrokenFile` in its place."""
 
-    def collections(self) -> Iterator[tuple[Path, EmbeddingCollection | BrokenFile]]:
-        """The collections, and what may be some but cannot be loaded, each with its file."""
-        for loc, decl in self.find_root_decl().iterate_loc_component_decl_pairs():
+    def collections(
+        self, name: str | None = None
+    ) -> Iterator[tuple[Path, EmbeddingCollection | BrokenFile]]:
+        """The collections, and what may be some but cannot be loaded, each with its file.
+
+        Args:
+            name: leaves out, unloaded, the files that say that they are another collection.
+        """
+        named = self._declarations
+        asked = named.values() if name is None else (named.get(name, ()), named.get(None, ()))
+        for loc, decl in chain.from_iterable(asked):
             if issubclass(decl.component_type, EmbeddingCollection | BrokenFile):
                 component = self.load_structural_component_at_loc(loc)
                 assert isinstance(component, EmbeddingCollection | BrokenFile)
@@ -179,7 +196,11 @@ class CollectionTree(dg.ComponentTree):
         Raises:
             InvalidInputError: it names the files.
         """
-        files = self._files_by_name.get(name, [])
+        files = [
+            str(file)
+            for file, component in self.collections(name)
+            if isinstance(component, EmbeddingCollection) and component.settings.name == name
+        ]
         if len(files) > 1:
             raise InvalidInputError(
                 f"{len(files)} collections have the name '{name}': {', '.join(files)}. A name is "
@@ -192,12 +213,12 @@ class CollectionTree(dg.ComponentTree):
         return []
 
     @cached_property
-    def _files_by_name(self) -> dict[str, list[str]]:
-        files: dict[str, list[str]] = {}
-        for file, component in self.collections():
-            if isinstance(component, EmbeddingCollection):
-                files.setdefault(component.settings.name, []).append(str(file))
-        return files
+    def _declarations(self) -> dict[object, list[tuple[ComponentLoc, ComponentDecl]]]:
+        """By the name that each gives itself; None: those of which it is known once loaded."""
+        named = defaultdict(list)
+        for loc, decl in self.find_root_decl().iterate_loc_component_decl_pairs():
+            named[_said_name(decl) if isinstance(decl, YamlDecl) else None].append((loc, decl))
+        return named
 
     def _get_filesystem_decl(self) -> ComponentDecl:
         loc = ComponentPath.from_path(self.defs_module_path)
@@ -273,6 +294,11 @@ class CollectionTree(dg.ComponentTree):
         if name != where.removesuffix("[0]"):  # so that two of them stay two
             name += f"_{fingerprint(where, 4).hex()}"
         return BrokenFile(name, sentence)
+
+
+def _said_name(decl: YamlDecl) -> str:
+    model = decl.component_file_model
+    return str(model.attributes.get("name", "")) if model and model.attributes else ""
 
 
 def _file(loc: ComponentLoc) -> Path:

@@ -74,6 +74,18 @@ print(json.dumps([name for name in libraries if name in sys.modules]))
     assert run_python(program) == []
 
 
+def test_to_open_a_collection_loads_no_definitions_and_nothing_heavy() -> None:
+    program = f"""
+import json, sys
+import embedding_assets as ea
+assert ea.open("peps").resources.embedder.special_tokens
+ours = ("documents", "deduplicated_chunks", "embeddings", "vector_index", "automation")
+names = [*{HEAVY}, *("embedding_assets." + name for name in ours), "benchmarks"]
+print(json.dumps([name for name in names if name in sys.modules]))
+"""
+    assert run_python(program) == []
+
+
 def test_the_component_is_found_by_name_and_by_listing() -> None:
     import embedding_assets
     from embedding_assets.component import EmbeddingCollection

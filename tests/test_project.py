@@ -2,6 +2,7 @@
 
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import dagster as dg
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import embedding_assets as ea
 from embedding_assets.cli.main import app
 from embedding_assets.collection.mistakes import YamlMistakeError
+from embedding_assets.component import EmbeddingCollection
 from embedding_assets.project import load_collections, project_definitions
 from tests.support.instance import instance_in_memory
 from tests.support.pipeline import write_jsonl
@@ -124,6 +126,27 @@ def test_asset_sensor_and_schedule_of_the_others_work_while_one_is_broken_and_it
     mended = project_definitions()
     assert not not_loaded(mended)
     assert mended.resolve_assets_def(dg.AssetKey(["docs", "documents"]))
+
+
+def test_whoever_names_a_collection_waits_for_no_other_file(
+    good: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"  source: {{path: {good.folder}/good.jsonl}}\n"
+    good.write(f"{HEAD}  name: other\n{source}", "other")
+    good.write(f"{HEAD}  name: broken\n  suorce: {{path: x}}\n", "broken")
+    looked_into = []
+    load = EmbeddingCollection.load
+
+    def counted(attributes: Any, context: dg.ComponentLoadContext) -> EmbeddingCollection:
+        looked_into.append(context.path.name)
+        return load(attributes, context)
+
+    monkeypatch.setattr(EmbeddingCollection, "load", counted)
+    assert ea.open("good").name == "good"
+    assert looked_into == ["good"]
+    with pytest.raises(ea.EmbeddingAssetsError, match=r"(?s)no collection 'broken'.*good.*suorce"):
+        ea.open("broken")
+    assert {*looked_into} == {"good", "other", "broken"}
 
 
 def test_one_of_several_collections_of_a_file_may_be_broken(good: Project) -> None:

@@ -13,9 +13,7 @@ from typing_extensions import Self
 
 from embedding_assets.collection.base_settings import Settings
 from resources.embedders.base import Embedder
-from resources.embedders.local import LocalEmbedder
 from resources.embedders.local_settings import LocalSettings
-from resources.embedders.openai.embedder import OpenAIEmbedder
 from resources.embedders.openai.settings import OpenAISettings
 from resources.errors import FailureKind
 
@@ -54,6 +52,8 @@ class _Local(LocalSettings, EmbedderSettings):
 
     def build(self, models: Path) -> Embedder:
         """The embedder; `models` is the folder of compiled models."""
+        from resources.embedders.local import LocalEmbedder
+
         own = self.model_dump(include=set(LocalSettings.model_fields))
         return LocalEmbedder(**own, model_cache=str(models))
 
@@ -69,6 +69,8 @@ class _OpenAI(OpenAISettings, EmbedderSettings):
 
     def build(self, models: Path) -> Embedder:
         """The embedder; it needs no folder of models."""
+        from resources.embedders.openai.embedder import OpenAIEmbedder
+
         del models
         return OpenAIEmbedder(**self.model_dump(include=set(OpenAISettings.model_fields)))
 

@@ -4,9 +4,10 @@ A variable that is set wins over the file `.env` in the project's folder, and th
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
-from dagster_shared.utils.config import discover_config_file, locate_dg_config_in_folder
+from dagster_shared.utils.config import locate_dg_config_in_folder
 from dotenv import load_dotenv
 from pydantic import ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -136,16 +137,27 @@ def _project(around: Path) -> Path:
     variable = f"{_PREFIX}PROJECT"
     if named := os.environ.get(variable):
         folder = Path(named).expanduser().absolute()
-        if locate_dg_config_in_folder(folder) is None:
+        if not _is_project(folder):
             raise InvalidInputError(
                 f"{variable} must name the folder of a Dagster project, with [tool.dg.project] in "
                 f"its pyproject.toml; {folder} is none."
             )
         return folder
-    for start in (around, _CHECKOUT):
-        if found := discover_config_file(start):
-            return found.parent
+    around = around.absolute()
+    for folder in (around, *around.parents, _CHECKOUT, *_CHECKOUT.parents):
+        if _is_project(folder):
+            return folder
     raise InvalidInputError(
         f"There is no Dagster project around {around}: no folder upwards has a pyproject.toml with "
         f"[tool.dg.project]. Go there, or set {variable} to its folder."
     )
+
+
+def _is_project(folder: Path) -> bool:
+    files = (folder / name for name in ("dg.toml", "pyproject.toml"))
+    return _has_config(folder, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+
+
+@lru_cache(maxsize=64)  # the file is parsed in pure Python, and the environment is read often
+def _has_config(folder: Path, written: tuple[int, ...]) -> bool:
+    return bool(written) and locate_dg_config_in_folder(folder) is not None

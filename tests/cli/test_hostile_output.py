@@ -39,7 +39,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     pipeline.run()
     with pytest.MonkeyPatch.context() as patch:
         one = (pipeline.opened.settings, pipeline.opened.resources)
-        patch.setattr(project, "load_collections", lambda: project.LoadedCollections([one], []))
+        patch.setattr(project, "load_collections", lambda *_: project.LoadedCollections([one], []))
         yield pipeline
 
 

@@ -34,7 +34,7 @@ def with_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         )
         opened = pipeline.opened
         loaded = project.LoadedCollections([(opened.settings, opened.resources)], [])
-        monkeypatch.setattr(project, "load_collections", lambda: loaded)
+        monkeypatch.setattr(project, "load_collections", lambda *_: loaded)
         return pipeline
 
     return change
@@ -105,7 +105,7 @@ def test_while_a_collection_cannot_be_loaded_no_index_is_taken_for_unused(
     old = with_model("model", name="old_name")
     old.run()
     broken = project.LoadedCollections([], ["defs.yaml: a typo"])
-    monkeypatch.setattr(project, "load_collections", lambda: broken)
+    monkeypatch.setattr(project, "load_collections", lambda *_: broken)
     monkeypatch.setenv("EMBEDDING_VECTORS", old.store.uri)
     runner = CliRunner()
     listed = runner.invoke(app, ["collections", "--json"])
@@ -133,7 +133,7 @@ def test_a_model_that_is_not_there_hides_no_other_collection(
         api.Collection(bad.collection, replace(bad.opened.resources, embedder=Unknown())),
     ]
     both = project.LoadedCollections([(one.settings, one.resources) for one in opened], [])
-    monkeypatch.setattr(project, "load_collections", lambda: both)
+    monkeypatch.setattr(project, "load_collections", lambda *_: both)
     listed = CliRunner().invoke(app, ["collections", "--json"])
     assert [(row["collection"], row["use"]) for row in json.loads(listed.stdout)] == [
         ("bad", "unknown"),

@@ -15,7 +15,7 @@ from resources.errors import EmbedderUnavailableError, NotFoundError
 def test_only_errors_of_this_project_are_said_in_one_sentence(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails() -> None:
+    def fails(*_: object) -> None:
         raise error("this and that")
 
     monkeypatch.setattr(project, "load_collections", fails)
@@ -32,7 +32,7 @@ def test_only_errors_of_this_project_are_said_in_one_sentence(
 def test_a_data_folder_that_is_read_only_is_one_sentence(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails() -> None:
+    def fails(*_: object) -> None:
         raise OSError(number, os.strerror(number), "/data/cache.duckdb.lock")
 
     monkeypatch.setattr(project, "load_collections", fails)

@@ -45,7 +45,7 @@ def _load(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes it the project's one collection."""
     opened = pipeline.opened
     loaded = project.LoadedCollections([(opened.settings, opened.resources)], [])
-    monkeypatch.setattr(project, "load_collections", lambda: loaded)
+    monkeypatch.setattr(project, "load_collections", lambda *_: loaded)
 
 
 def _accept(pipeline: Pipeline, partitions: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -118,7 +118,7 @@ def test_time_is_told_from_the_speed_of_the_last_runs(
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     loaded = LoadedCollections([(pipeline.collection, pipeline.opened.resources)], [])
-    monkeypatch.setattr("embedding_assets.project.load_collections", lambda: loaded)
+    monkeypatch.setattr("embedding_assets.project.load_collections", lambda *_: loaded)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     return pipeline
 
