@@ -52,6 +52,8 @@ REFERENCE_TEXTS = (
     " ".join(f"item {n} costs {n * 7 % 13} euro;" for n in range(60)),
 )
 """Short, empty, many scripts, and long beyond the limit of small models."""
+SHORT_REFERENCE_TEXTS = 6
+"""So many of them, the first, cost a tenth of all."""
 
 
 @dataclass(frozen=True)

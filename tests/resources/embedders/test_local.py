@@ -18,7 +18,11 @@ import resources.embedders.local
 from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
 from resources.embedders.local_model import model_compiler, openvino_model
-from resources.embedders.local_model.model_compiler import Manifest
+from resources.embedders.local_model.model_compiler import (
+    REFERENCE_TEXTS,
+    SHORT_REFERENCE_TEXTS,
+    Manifest,
+)
 from resources.embedders.local_model.model_files import FileHashes, find_model
 from resources.embedders.local_model.openvino_model import SelfCheck, check_vectors
 from resources.embedders.local_model.token_batches import (
@@ -448,6 +452,29 @@ def test_compiled_model_that_always_fails_its_self_check_is_not_used(damaged, mo
     monkeypatch.setattr(resources.embedders.local, "TorchModel", lambda *_: "torch")
     assert "OpenVINO cannot run it: self-check" in embedder._loaded.note
     assert len(calls) == 1
+
+
+def test_long_texts_of_the_self_check_are_for_the_first_start_on_a_machine(damaged, monkeypatch):
+    embedder, compiled, _ = damaged
+    checked: list[int] = []
+    embed = openvino_model.OpenVINOModel.embed
+
+    def counted(self: Any, texts: Any, prompt: str = "") -> Any:
+        checked.append(len(texts))
+        return embed(self, texts, prompt)
+
+    def starts() -> list[int]:
+        checked.clear()
+        resources.embedders.local._load.cache_clear()
+        embedder.model_copy().embed(["a text"])
+        return checked[:-1]
+
+    monkeypatch.setattr(openvino_model.OpenVINOModel, "embed", counted)
+    everything, short = len(REFERENCE_TEXTS), SHORT_REFERENCE_TEXTS
+    assert starts() == [short], "the record came with the copy"
+    (compiled / "self_check.json").write_text('{"passed": "another machine"}')
+    assert starts() == [everything]
+    assert starts() == [short]
 
 
 def test_failed_compilation_is_explained_and_leaves_nothing(tmp_path):
