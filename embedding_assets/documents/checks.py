@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from embedding_assets.collection.collection import CollectionAssets
-from embedding_assets.runs.check_results import EXAMPLES
+from embedding_assets.runs.check_results import EXAMPLES, check_result
 from embedding_assets.runs.refusals import refusals_table
 from resources.plain_text import plain
 
@@ -35,15 +35,16 @@ class DocumentChecks:
 
     def results(self, ingested: "Ingested") -> list[dg.AssetCheckResult]:
         problems = _problems(ingested, self._limit)
-        sentences = [sentence for _, sentence in problems] + self._refusals(ingested)
+        sentences = [sentence for _, sentence in problems]
+        sentences += [_looked_at(ingested), *self._refusals(ingested)]
         return [
-            dg.AssetCheckResult(
-                asset_key=self._asset,
-                check_name="accounting",
-                passed=not problems,
-                severity=_ERROR if any(severity is _ERROR for severity, _ in problems) else _WARN,
-                description=" ".join(sentences) or None,
-                metadata=_metadata(ingested),
+            check_result(
+                self._asset,
+                "accounting",
+                not problems,
+                " ".join(sentences),
+                _metadata(ingested),
+                _ERROR if any(severity is _ERROR for severity, _ in problems) else _WARN,
             )
         ]
 
@@ -55,6 +56,23 @@ class DocumentChecks:
         return [
             f"Refused as {told}. All of them: `embedding-assets quarantine {self._collection}`."
         ]
+
+
+def _looked_at(ingested: "Ingested") -> str:
+    said = []
+    if ingested.read or not ingested.unread_partitions:
+        others = f", {ingested.elsewhere:,} of other partitions" if ingested.elsewhere else ""
+        refused = sum(ingested.quarantined.values())
+        said.append(
+            f"Of {ingested.read:,} records read {ingested.stored:,} are stored and {refused:,} "
+            f"refused{others}."
+        )
+    if ingested.unread_partitions:
+        said.append(
+            f"The files of {ingested.unread_partitions:,} partitions are as they were, and were "
+            "not read again."
+        )
+    return " ".join(said)
 
 
 def _problems(ingested: "Ingested", limit: float) -> list[tuple[dg.AssetCheckSeverity, str]]:

@@ -39,6 +39,19 @@ class Trend:
             numbers |= {"median_of_last_runs": self.median, "change": self.change}
         return numbers
 
+    def told(self, form: Callable[[float], str]) -> str:
+        """A sentence, with a space before it; "" if there is nothing to compare with.
+
+        Args:
+            form: writes such a number for people.
+        """
+        if self.median is None:
+            return ""
+        usual = f"the median of the last {self.runs} runs is {form(self.median)}"
+        return (
+            f" That is much worse than usual: {usual}." if self.worse else f" {usual.capitalize()}."
+        )
+
 
 @dataclass(frozen=True)
 class _Rule:

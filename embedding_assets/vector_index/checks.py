@@ -9,7 +9,7 @@ from embedding_assets.collection.collection import CollectionAssets, CollectionR
 from embedding_assets.collection.settings import EvaluationSettings
 from embedding_assets.retrieval.evaluation import evaluate_index
 from embedding_assets.retrieval.search import IndexReader
-from embedding_assets.runs.check_results import EXAMPLES
+from embedding_assets.runs.check_results import EXAMPLES, check_result
 from embedding_assets.vector_index.numbers import Completeness, Integrity
 
 
@@ -84,16 +84,32 @@ class IndexChecks:
         invalid_vectors = sum(len(table.left.invalid_vectors) for table in tables)
         wrong_keys = sum(len(table.left.wrong_keys) for table in tables)
         damaged = [chunk_id for table in tables for chunk_id in table.found.chunk_ids]
-        return dg.AssetCheckResult(
-            asset_key=self._asset,
-            check_name="vector_integrity",
-            passed=not invalid_vectors and not wrong_keys,
-            metadata={
-                "rows_checked": sum(table.left.rows for table in tables),
-                "rows_repaired": sum(table.repaired for table in tables),
+        rows = sum(table.left.rows for table in tables)
+        repaired = sum(table.repaired for table in tables)
+        examples = ", ".join(damaged[:EXAMPLES])
+        said = f"{repaired:,} damaged rows were written again. " if repaired else ""
+        if invalid_vectors or wrong_keys:
+            said += (
+                f"Of {rows:,} rows {invalid_vectors:,} give back a vector that is none of their "
+                f"embedding space, and {wrong_keys:,} a text that is not that of their key, such "
+                f"as {examples}: the store changes what is written to it."
+            )
+        else:
+            said += (
+                f"{rows:,} rows were read back: all vectors are valid in their embedding space, "
+                "and all keys are those of their texts."
+            )
+        return check_result(
+            self._asset,
+            "vector_integrity",
+            not invalid_vectors and not wrong_keys,
+            said,
+            {
+                "rows_checked": rows,
+                "rows_repaired": repaired,
                 "invalid_vectors": invalid_vectors,
                 "keys_not_recomputable": wrong_keys,
-                "examples": ", ".join(damaged[:EXAMPLES]) or "none",
+                "examples": examples or "none",
                 "embedding_space": ", ".join(e.space.id for e in resources.embedders),
             },
         )
@@ -107,27 +123,40 @@ class IndexChecks:
             "chunks_surplus": sum(table.chunks_surplus for table in tables),
             "documents_with_gaps": sum(table.documents_with_gaps for table in tables),
         }
-        return dg.AssetCheckResult(
-            asset_key=self._asset,
-            check_name="completeness",
-            passed=not any(differences.values()),
-            metadata={**differences, "rows_in_index": sum(rows)},
+        found = [f"{n:,} {name.replace('_', ' ')}" for name, n in differences.items() if n]
+        said = (
+            f"The index differs from the documents: {', '.join(found)}. Materialize vector_index "
+            "again: it writes the difference."
+            if found
+            else "The chunks of all documents of these partitions are in the index, and nothing "
+            f"else is; it has {sum(rows):,} rows in all."
         )
+        metadata = {**differences, "rows_in_index": sum(rows)}
+        return check_result(self._asset, "completeness", not found, said, metadata)
 
     def _fallback_share(self, rows: Sequence[int]) -> dg.AssetCheckResult:
         share = sum(rows[1:]) / sum(rows) if sum(rows) else 0.0
         most = self._collection.settings.checks.max_fallback_share
-        return dg.AssetCheckResult(
-            asset_key=self._asset,
-            check_name="fallback_share",
-            passed=share == 0,
-            severity=dg.AssetCheckSeverity.ERROR if share > most else dg.AssetCheckSeverity.WARN,
-            metadata={
+        said = (
+            f"{sum(rows[1:]):,} of {sum(rows):,} rows ({share:.1%}) are in the space of the "
+            f"fallback, {'more than' if share > most else 'at most'} {most:.0%} "
+            "(checks.max_fallback_share). The next run of their partitions moves them, if the "
+            "embedder is well."
+            if share
+            else f"All {sum(rows):,} rows are in the embedding space of the first embedder."
+        )
+        return check_result(
+            self._asset,
+            "fallback_share",
+            share == 0,
+            said,
+            {
                 "fallback_share": share,
                 "fallback_rows": sum(rows[1:]),
                 "rows_in_index": sum(rows),
                 "max_fallback_share": most,
             },
+            dg.AssetCheckSeverity.ERROR if share > most else dg.AssetCheckSeverity.WARN,
         )
 
     def _quality(
@@ -139,14 +168,21 @@ class IndexChecks:
         index = IndexReader(self._collection.name, resources)
         result = evaluate_index(index, Path(settings.queries), Path(settings.qrels))
         context.log.info(f"nDCG@10 {result.ndcg_at_10:.4f} over {result.queries} queries")
-        return dg.AssetCheckResult(
-            asset_key=self._asset,
-            check_name="retrieval_quality",
-            passed=result.ndcg_at_10 >= settings.min_ndcg_at_10,
-            metadata={
+        passed, least = result.ndcg_at_10 >= settings.min_ndcg_at_10, settings.min_ndcg_at_10
+        said = (
+            f"nDCG@10 is {result.ndcg_at_10:.4f} and recall@10 {result.recall_at_10:.4f} over "
+            f"{result.queries:,} judged queries"
+            f"{'' if passed else f', less than {least:g} (evaluation.min_ndcg_at_10)'}."
+        )
+        return check_result(
+            self._asset,
+            "retrieval_quality",
+            passed,
+            said,
+            {
                 "ndcg_at_10": result.ndcg_at_10,
                 "recall_at_10": result.recall_at_10,
                 "queries": result.queries,
-                "min_ndcg_at_10": settings.min_ndcg_at_10,
+                "min_ndcg_at_10": least,
             },
         )

@@ -28,7 +28,14 @@ from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
 from tests.support.fakes import CountingEmbedder, fake_vector
 from tests.support.instance import instance_in_memory
-from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
+from tests.support.pipeline import (
+    Pipeline,
+    checks,
+    numbers,
+    per_partition,
+    sentences,
+    write_jsonl,
+)
 
 YEARS = ("2021", "2022", "2023")
 
@@ -141,6 +148,7 @@ def test_a_primary_that_fails_half_way_is_stood_in_for_and_comes_back_by_itself(
     assert Counter(year for year, _ in in_fallback) == {"2022": 1, "2023": 3}
     result = checks(first)
     assert not result["fallback_share"]
+    assert "more than 10% (checks.max_fallback_share)" in sentences(first)["fallback_share"]
     assert result["completeness"]
     assert result["vector_integrity"]
     told = per_partition(first, "embeddings")

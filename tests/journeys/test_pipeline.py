@@ -32,7 +32,14 @@ from tests.support.fakes import (
     word_piece_tokenizer,
 )
 from tests.support.instance import shipped_instance
-from tests.support.pipeline import Pipeline, checks, numbers, per_partition, write_jsonl
+from tests.support.pipeline import (
+    Pipeline,
+    checks,
+    numbers,
+    per_partition,
+    sentences,
+    write_jsonl,
+)
 
 BUCKETS = {"partitions": {"by": "bucket", "count": 1}}
 YEARS = {
@@ -784,7 +791,32 @@ def test_throughput_and_cache_hit_rate_are_judged_by_the_thresholds(tmp_path: Pa
     assert {e.severity for e in first.get_asset_check_evaluations() if not e.passed} == {
         dg.AssetCheckSeverity.WARN
     }
-    assert all(checks(pipeline.run()).values())  # nothing was embedded, all came from the cache
+    said = sentences(first)
+    assert said["throughput"].startswith("5 chunks were embedded: ")
+    assert said["throughput"].endswith("less than 1e+12 (checks.min_chunks_per_second).")
+    assert said["cache_hit_rate"] == (
+        "The cache held 0 of 5 distinct chunks (0.0%), less than 50% (checks.min_cache_hit_rate)."
+    )
+    second = pipeline.run()
+    assert all(checks(second).values())  # nothing was embedded, all came from the cache
+    assert sentences(second) == {
+        "accounting": "Of 5 records read 5 are stored and 0 refused.",
+        "space_drift": "Nothing was embedded, so the model was not asked.",
+        "unknown_tokens": (
+            "Nothing was embedded, or the embedder does not tell which tokens it knows."
+        ),
+        "throughput": "Nothing was embedded, so there is no speed to judge.",
+        "cache_hit_rate": "The cache held 5 of 5 distinct chunks (100.0%).",
+        "error_rate": "No text was given to the model.",
+        "vector_integrity": (
+            "5 rows were read back: all vectors are valid in their embedding space, and all keys "
+            "are those of their texts."
+        ),
+        "completeness": (
+            "The chunks of all documents of these partitions are in the index, and nothing else "
+            "is; it has 5 rows in all."
+        ),
+    }
 
 
 def _table(pipeline: Pipeline) -> Any:
@@ -827,6 +859,7 @@ def test_vector_integrity_fails_where_a_stored_row_was_altered(
         e for e in result.get_asset_check_evaluations() if e.check_name == "vector_integrity"
     ]
     assert check.metadata["rows_checked"].value == 5
+    assert check.metadata["examples"].value in check.description
     key = "invalid_vectors" if column == "vector" else "keys_not_recomputable"
     assert check.metadata[key].value == 1
 
@@ -846,7 +879,12 @@ def test_completeness_fails_where_the_store_lost_or_invented_rows(tmp_path: Path
     pipeline = _pipeline(tmp_path, [{"id": "a", "text": _long_text(30)}], BUCKETS)
     sound = pipeline.resources["vector_store"]
     pipeline.resources["vector_store"] = Lossy(uri=pipeline.store.uri)
-    assert checks(pipeline.run(raise_on_error=False))["completeness"] is False
+    result = pipeline.run(raise_on_error=False)
+    assert checks(result)["completeness"] is False
+    assert (
+        "differs from the documents: 1 chunks missing, 1 documents with gaps."
+        in sentences(result)["completeness"]
+    )
     pipeline.resources["vector_store"] = sound
     assert checks(pipeline.run())["completeness"]
 

@@ -66,8 +66,10 @@ def test_better_is_never_worse() -> None:
 
 
 def test_the_change_is_told_against_the_median() -> None:
-    told = compare("throughput", [speed(n) for n in (80, 100, 400)], speed(25), 0.5).metadata()
-    assert told == {"runs_compared": 3, "median_of_last_runs": 100, "change": -0.75}
+    found = compare("throughput", [speed(n) for n in (80, 100, 400)], speed(25), 0.5)
+    assert found.metadata() == {"runs_compared": 3, "median_of_last_runs": 100, "change": -0.75}
+    usual = "the median of the last 3 runs is 100"
+    assert found.told("{:.0f}".format) == f" That is much worse than usual: {usual}."
 
 
 def test_runs_over_many_partitions_do_not_hide_each_other(tmp_path: Path) -> None:

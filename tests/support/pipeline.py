@@ -182,7 +182,14 @@ def numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
 
 
 def checks(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, bool]:
+    """Whether each check passed; whatever it found, it says so in a sentence."""
+    assert all(sentences(result).values())
     return {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
+
+
+def sentences(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, str]:
+    """What each check says."""
+    return {e.check_name: e.description or "" for e in result.get_asset_check_evaluations()}
 
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
