@@ -28,7 +28,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## Index 120 Python Enhancement Proposals and search in them
-	@$(BIN)/python -m embedding_assets.cli.demo
+	$(BIN)/embedding-assets build peps
+	$(BIN)/embedding-assets search "How can I tell whether two dictionaries are equal regardless of order?" -c peps -k 3
+	$(BIN)/embedding-assets search "Which proposal lets me write type hints for functions that take other functions?" -c peps -k 3
 
 ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port 3000

@@ -14,6 +14,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith("tests/journeys/"))
 
 
+@pytest.fixture(autouse=True)
+def _no_home(  # pyright: ignore[reportUnusedFunction]
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing is written into the checkout's own, unless a test names another home."""
+    if "DAGSTER_HOME" not in os.environ:  # as a fixture of a module may have set it
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path_factory.getbasetemp() / "no_home"))
+
+
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for compiled models, so that all of the suite compiles the default model once."""

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 
-from embedding_assets.definitions import defs
+import embedding_assets as ea
 from tests.support.checkout import PROJECT
+from tests.support.instance import dagster_home
 
 pytest.importorskip("pandas")
 
@@ -24,20 +24,10 @@ def _sample_of_two_years(  # pyright: ignore[reportUnusedFunction]
         patch.chdir(PROJECT)
         patch.setenv("EMBEDDING_DATA_DIR", str(data))
         patch.delenv("EMBEDDING_PROJECT", raising=False)
-        patch.delenv("DAGSTER_HOME", raising=False)
-        definitions = defs()
-        assets = [one for one in definitions.assets or () if isinstance(one, dg.AssetsDefinition)]
-        stages = ("documents", "deduplicated_chunks", "embeddings", "vector_index")
-        dg.materialize(
-            assets,
-            selection=[dg.AssetKey(["peps", stage]) for stage in stages],
-            resources=definitions.resources,
-            tags={
-                "dagster/asset_partition_range_start": "2019",
-                "dagster/asset_partition_range_end": "2020",
-            },
-            raise_on_error=False,  # of two years alone the check of retrieval quality fails
-        )
+        patch.setenv("DAGSTER_HOME", str(dagster_home(data / "home")))
+        built = ea.open("peps").build("2019...2020")
+        # Of two years alone the check of retrieval quality fails.
+        assert [check.check for check in built.failed_checks("ERROR")] == ["retrieval_quality"]
         yield
 
 
@@ -56,6 +46,7 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
     assert names["hits"][0].document_id == "pep-0604"
     assert names["everything"].num_rows == 8
     assert names["plan"].texts == 0
+    assert names["built"].numbers["embeddings"]["cache_misses"] == 0
     assert "There is no collection 'nowhere'." in capsys.readouterr().out
 
 
