@@ -83,6 +83,7 @@ def _lines(text: str) -> str:
 def _numbers(built: "Build") -> Table:
     numbers = {asset: built.numbers.get(asset, {}) for asset in _ASSETS}
     documents, chunks, embeddings, index = numbers.values()
+    documents = documents | {"quarantined": _quarantined(built)}
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row(
         "documents",
@@ -153,12 +154,15 @@ def _checks(checks: "list[CheckOutcome]") -> Table:
 
 
 def _refused(collection: "Collection", built: "Build") -> "list[QuarantineReason]":
-    """Why something was refused; what is of no partition is in the numbers of the check alone."""
-    numbers = built.numbers
-    read = [check.numbers.get("quarantined") for check in built.checks]
-    some = numbers.get("documents", {}).get("quarantined") or any(read)
-    some = some or numbers.get("embeddings", {}).get("errors")
+    """Why something was refused."""
+    some = _quarantined(built) or built.numbers.get("embeddings", {}).get("errors")
     return collection.quarantine_reasons(built.partitions) if some else []
+
+
+def _quarantined(built: "Build") -> float:
+    """Records; how many belong to no partition is in the numbers of the check alone."""
+    unplaced = [check.numbers.get("quarantined_of_no_partition", 0) for check in built.checks]
+    return built.numbers.get("documents", {}).get("quarantined", 0) + max(unplaced, default=0)
 
 
 def _withheld(collection: "Collection", built: "Build") -> dict[str, int]:

@@ -62,9 +62,9 @@ _ID_FORMS: dict[type, Callable[[Any], str | None]] = {
 class _MissingFieldError(RefusedRecord):
     """A field is not there, or null."""
 
-    def __init__(self, reason: RefusalReason, field: str):
+    def __init__(self, reason: RefusalReason, part: str, field: str):
         super().__init__(reason, f"no field {field!r}")
-        self.field = field
+        self.part, self.field = part, field
 
 
 class DocumentBuilder:
@@ -146,7 +146,8 @@ class DocumentBuilder:
                 json = metadata_json(metadata)
                 self._check_size("metadata", json)
         except _MissingFieldError as missing:
-            detail = missing_field(missing.field, metadata if record is None else record)
+            fields = metadata if record is None else record
+            detail = missing_field(missing.part, missing.field, fields)
             return RefusedRecord(missing.reason, detail).at(file, line, document_id)
         except RefusedRecord as refused:
             return refused.at(file, line, document_id)
@@ -161,7 +162,7 @@ class DocumentBuilder:
 
     def _read_id(self, raw: Any) -> str:
         if raw is None:
-            raise _MissingFieldError(RefusalReason.no_id, self.id_field)
+            raise _MissingFieldError(RefusalReason.no_id, "id", self.id_field)
         if isinstance(raw, bytes):
             # Columns of a fixed size are filled up with NUL.
             raw = self._decode(self.id_field, raw.rstrip(b"\0"))
@@ -187,7 +188,7 @@ class DocumentBuilder:
 
     def _read_text(self, raw: Any) -> str:
         if raw is None:
-            raise _MissingFieldError(RefusalReason.empty_text, self.text_field)
+            raise _MissingFieldError(RefusalReason.empty_text, "text", self.text_field)
         if not isinstance(raw, str):
             if not isinstance(raw, bytes):
                 raise RefusedRecord(
@@ -215,7 +216,7 @@ class DocumentBuilder:
 
     def _read_timestamp(self, field: str, raw: Any) -> datetime:
         if raw is None:
-            raise _MissingFieldError(RefusalReason.no_timestamp, field)
+            raise _MissingFieldError(RefusalReason.no_timestamp, "timestamp", field)
         try:
             return parse_timestamp(raw, self._timestamp_unit)
         except (ValueError, OverflowError) as error:

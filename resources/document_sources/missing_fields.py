@@ -12,22 +12,29 @@ _MOST_CHARACTERS = 60
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
 
 
-def missing_field(field: str, record: Mapping[Any, Any]) -> str:
+def missing_field(part: str, field: str, record: Mapping[Any, Any]) -> str:
     """Says that a field is not there, or null, and which fields are there.
 
     The name that was probably meant comes first: a long list may be cut.
+
+    Args:
+        part: of a document, as in `FieldNames`.
+        field: its name in the source.
+        record: in which it ought to be.
     """
     names = tuple(islice(_paths_of(record), _MOST_NAMES))
-    return _sentence(field, field in record, names)
+    return _sentence(part, field, field in record, names)
 
 
 # An export with a wrong name has it in each of its millions of records.
 @lru_cache(maxsize=128)
-def _sentence(field: str, there: bool, names: tuple[str, ...]) -> str:
+def _sentence(part: str, field: str, there: bool, names: tuple[str, ...]) -> str:
+    has = f"the record has: {', '.join(map(repr, names)) or 'none'}"
+    if there:
+        return f"field {field!r} is null; {has}"
     likely = _likely(field, names)
-    meant = f" (did you mean {likely!r}?)" if likely else ""
-    problem = f"field {field!r} is null" if there else f"no field {field!r}"
-    return f"{problem}{meant}; the record has: {', '.join(map(repr, names)) or 'none'}"
+    meant = f"did you mean {likely!r}? " if likely else ""
+    return f"no field {field!r} ({meant}set source.fields.{part}); {has}"
 
 
 def _paths_of(fields: Mapping[Any, Any]) -> Iterator[str]:

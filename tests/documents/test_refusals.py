@@ -20,7 +20,10 @@ from tests.support.pipeline import Pipeline, per_partition, write_jsonl
 
 DOCUMENTS = ["documents"]
 BUCKETS = {"partitions": {"by": "bucket", "count": 4}}
-EXAMPLE = "export.csv line 2: no field 'id' (did you mean 'Id'?); the record has: 'Id', 'Title'"
+EXAMPLE = (
+    "export.csv line 2: no field 'id' (did you mean 'Id'? set source.fields.id); "
+    "the record has: 'Id', 'Title'"
+)
 
 
 @pytest.fixture(autouse=True)

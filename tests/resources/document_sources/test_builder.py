@@ -77,16 +77,25 @@ def test_a_path_that_leads_nowhere_is_refused_with_the_paths_that_are_there(
     [
         (
             {"Id": 1, "text": "x"},
-            "no field 'id' (did you mean 'Id'?); the record has: 'Id', 'text'",
+            "no field 'id' (did you mean 'Id'? set source.fields.id); the record has: 'Id', 'text'",
         ),
-        ({"_id": "a", "body": "x"}, "no field 'id' (did you mean '_id'?)"),
-        ({"meta": {"id": "a", "by": "b"}, "text": "x"}, "no field 'id' (did you mean 'meta.id'?)"),
-        ({"doc_id": 1, "text": "x"}, "no field 'id' (did you mean 'doc_id'?)"),
-        ({"key": 1, "text": "x"}, "no field 'id'; the record has: 'key', 'text'"),
+        ({"_id": "a", "body": "x"}, "no field 'id' (did you mean '_id'? set source.fields.id)"),
+        (
+            {"meta": {"id": "a", "by": "b"}, "text": "x"},
+            "no field 'id' (did you mean 'meta.id'? set source.fields.id)",
+        ),
+        ({"doc_id": 1, "text": "x"}, "no field 'id' (did you mean 'doc_id'? set source.fields.id)"),
+        (
+            {"key": 1, "text": "x"},
+            "no field 'id' (set source.fields.id); the record has: 'key', 'text'",
+        ),
         ({"id": None, "text": "x"}, "field 'id' is null; the record has: 'id', 'text'"),
-        ({"id": 1, "Text": "x"}, "no field 'text' (did you mean 'Text'?)"),
-        ({"id": 1, "text": "x", "created": 1}, "no field 'created_at' (did you mean 'created'?)"),
-        ({}, "no field 'id'; the record has: none"),
+        ({"id": 1, "Text": "x"}, "no field 'text' (did you mean 'Text'? set source.fields.text)"),
+        (
+            {"id": 1, "text": "x", "created": 1},
+            "no field 'created_at' (did you mean 'created'? set source.fields.timestamp)",
+        ),
+        ({}, "no field 'id' (set source.fields.id); the record has: none"),
         ({"x" * 999: 1, "\x1b[2J": 1}, f"the record has: '{'x' * 59}…', '\\x1b[2J'"),
     ],
 )

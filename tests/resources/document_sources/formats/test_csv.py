@@ -37,7 +37,10 @@ def test_csv_rows_become_documents_with_the_line_on_which_they_begin(tmp_path: P
 @pytest.mark.parametrize("header", [b"Id,Title,body", b"Id;Title;body"])
 def test_a_header_with_other_names_is_told_name_by_name(tmp_path: Path, header: bytes):
     found = refusal(read(write(tmp_path / "a.csv", header, header.lower())))
-    assert "(did you mean 'Id'?); the record has: 'Id', 'Title', 'body'" in found.detail
+    assert (
+        "(did you mean 'Id'? set source.fields.id); the record has: 'Id', 'Title', 'body'"
+        in found.detail
+    )
 
 
 def test_bad_csv_rows_are_refused_and_the_rest_goes_on(tmp_path: Path):
