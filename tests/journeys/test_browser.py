@@ -192,7 +192,7 @@ def _watch(page: Any, picture: Callable[[str], None]) -> None:
     expect(images).to_have_count(3)
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
     images.nth(0).scroll_into_view_if_needed()
-    picture("report")
+    picture("report_in_dagster")
 
     page.set_viewport_size({"width": 1900, "height": 600})
     page.goto(_graph('key:"peps/*"'))

@@ -21,6 +21,7 @@ from embedding_assets.operations.report.clusters import (
     layout,
     principal_components,
 )
+from embedding_assets.operations.report.neighbours import neighbours
 from embedding_assets.operations.report.plots import Group, Panel, apart, history_plot, map_plot
 from embedding_assets.operations.report.repeated_text import RepeatedText
 from embedding_assets.operations.report.run_sections import history_panels
@@ -175,10 +176,20 @@ def test_neighbours_are_of_other_documents_and_no_pair_is_told_twice(markdown: s
     assert len({frozenset(pair) for pair in rows}) == len(rows)
 
 
-def test_repeated_text_is_named_and_is_nobodys_neighbour(markdown: str) -> None:
-    sections = _sections(markdown)
-    assert f"| {NOTICE} | 6 | 15% |" in sections["Repeated text"]
-    assert NOTICE not in sections["Near in meaning"]
+def test_repeated_text_is_named_and_is_nobodys_neighbour(pipeline: Pipeline, markdown: str) -> None:
+    assert f"| {NOTICE} | 6 | 15% |" in _sections(markdown)["Repeated text"]
+    resources: Any = SimpleNamespace(store=pipeline.store, embedder=pipeline.embedder)
+    sample = VectorSample.draw("corpus", resources, IndexCounts.of("corpus", resources), 100)
+    notice = sample.texts.index(NOTICE)
+
+    def near_the_notice(repeated: RepeatedText) -> list[str]:
+        found = neighbours("corpus", resources, sample, [notice], repeated)
+        return [pair.near_text for pair in found]
+
+    assert NOTICE in near_the_notice(RepeatedText([], []))  # the same text in five documents
+    found = near_the_notice(RepeatedText(sample.texts, sample.documents))
+    assert len(found) == 2
+    assert NOTICE not in found
 
 
 def test_an_empty_collection_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -323,7 +334,7 @@ def test_equal_vectors_have_a_map_too(count: int) -> None:
     groups = cluster(points, 7)
     places = layout(points, groups)
     assert np.isfinite(places).all()
-    ElementTree.fromstring(str(map_plot(places, groups.tolist(), {0: Group([], "")})))
+    ElementTree.fromstring(map_plot(places, groups.tolist(), {0: Group([HOSTILE], "&")}).image())
 
 
 def test_repeated_text_is_whole_passages_whatever_their_lines_and_years() -> None:
@@ -385,7 +396,7 @@ def test_thresholds_of_the_checks_are_drawn_and_cost_where_there_is_any() -> Non
     def drawn(**sums: float) -> str:
         runs = [RunNumbers("r", 1e9 + day * 86_400, 1, sums) for day in range(3)]
         checks = CheckSettings(min_chunks_per_second=7, min_cache_hit_rate=0.4)
-        return str(history_plot([run.time for run in runs], history_panels(runs, checks)))
+        return history_plot([run.time for run in runs], history_panels(runs, checks)).image()
 
     picture = drawn(embedded=80.0, seconds_embedding=10.0, tokens=5.0)
     for says in ("warns below 7", "warns below 40", "fails above 1", "Throughput [chunks/s]"):
@@ -411,7 +422,7 @@ def test_a_crowded_map_with_titles_in_any_script_stays_small() -> None:
         for n in range(7)
     }
     groups: list[int | None] = [n % 7 for n in range(5_000)]
-    assert len(str(map_plot(places, groups, legend))) * 4 / 3 < MAX_BYTES  # as base64
+    assert len(map_plot(places, groups, legend).image()) * 4 / 3 < MAX_BYTES  # as base64
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -428,14 +439,14 @@ def test_in_a_browser_no_texts_meet_and_none_is_cut_off(scheme: str, tmp_path: P
         n: Group([*words[n % 4], "more"], "9,999 chunks, 14%") for n in range(7)
     }
     panels = [
-        Panel("Throughput [chunks/s]", random.random(50) * 12_345, 9_000, "warns below"),
-        Panel("Error rate [%]", [0.0] * 50, 1, "fails above"),
+        Panel("Throughput [chunks/s]", random.random(50) * 12_345, 9_000, "warns"),
+        Panel("Error rate [%]", [0.0] * 50, 1, "fails", above=True),
         Panel("Tokens embedded", random.random(50) * 1e9, sum=True),
     ]
     times = sorted(1.7e9 + random.random(50) * 2e7)
     pictures = [
-        str(map_plot(places, [n % 7 for n in range(300)], legend)),
-        str(history_plot(times, panels)),
+        map_plot(places, [n % 7 for n in range(300)], legend).image(),
+        history_plot(times, panels).image(),
     ]
     page = tmp_path / "page.html"
     page.write_text(f'<meta charset="utf-8"><body>{"".join(pictures)}', encoding="utf-8")

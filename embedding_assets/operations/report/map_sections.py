@@ -14,7 +14,7 @@ from embedding_assets.operations.report.clusters import (
     principal_components,
 )
 from embedding_assets.operations.report.neighbours import Neighbours, neighbours
-from embedding_assets.operations.report.page import Cell, Picture, Quote, Section, Table
+from embedding_assets.operations.report.page import Cell, Quote, Section, Table
 from embedding_assets.operations.report.plots import Group, map_plot
 from embedding_assets.operations.report.repeated_text import RepeatedText
 from embedding_assets.operations.report.sample import IndexCounts, VectorSample
@@ -54,11 +54,8 @@ def map_sections(
         "What it is about",
         f"{len(sample):,} of {counts.chunks.total():,} chunks, chosen at random: the nearer two "
         "dots, the more alike their vectors. Clusters bear the words that tell them from the rest.",
-        Picture(
-            "map of the vectors, coloured by cluster",
-            str(map_plot(places, shown, legend)),
-            str(map_plot(places, shown, legend, sample.titles)),
-        ),
+        map_plot(places, shown, legend),
+        map_plot(places, shown, legend, sample.titles),
         Table(
             ("", "words", "chunks", "in the middle of it"),
             [

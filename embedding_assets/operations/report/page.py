@@ -6,19 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedding_assets.operations.report.svg import STYLE, readable
+from embedding_assets.operations.report.svg import STYLE, Drawing, readable
 
 _CELL = 160
 """Letters of a table's cell at most."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An SVG element, and the same with hints that a page shows under the mouse."""
-
-    description: str
-    svg: str
-    with_hints: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,9 @@ class Section:
 
     title: str
     text: str = ""
-    picture: Picture | None = None
+    picture: Drawing | None = None
+    hinted: Drawing | None = None
+    """The picture with hints, which only the file shows."""
     table: Table | None = None
 
 
@@ -67,7 +60,7 @@ class Page:
         for section in self.sections:
             parts.append(f"## {_plain(section.title)}")
             if section.picture:
-                data = base64.b64encode(section.picture.svg.encode()).decode()
+                data = base64.b64encode(section.picture.image().encode()).decode()
                 parts.append(
                     f"![{_plain(section.picture.description)}](data:image/svg+xml;base64,{data})"
                 )
@@ -97,7 +90,8 @@ class Page:
 
 def _html_section(section: Section) -> str:
     text = f"<p>{_safe(section.text)}</p>" if section.text else ""
-    picture = section.picture.with_hints if section.picture else ""
+    drawing = section.hinted or section.picture
+    picture = drawing.inline() if drawing else ""
     table = _html_table(section.table) if section.table else ""
     return f"<section><h2>{_safe(section.title)}</h2>{picture}{text}{table}</section>\n"
 

@@ -22,7 +22,7 @@ from embedding_assets.operations.report.svg import (
 from embedding_assets.operations.report.ticks import number_ticks, short_number, time_ticks
 
 WIDTH = 960
-_LEFT, _RIGHT = 56, 120
+_LEFT, _RIGHT = 56, 104
 _PANEL, _GAP = 92, 46
 _SHORTEST_SECONDS = 60.0
 _MANY = 60
@@ -40,7 +40,8 @@ class Panel:
         title: what it is, and its unit.
         values: one for each time; NaN where there was nothing to measure.
         limit: the threshold of its check; None: it has none.
-        limit_says: where a number is on the wrong side of it: `warns below`.
+        verdict: what the check says of a number beyond it: `warns`, `fails`.
+        above: whether that is a number above it, and not below.
         top: where its axis ends; None: where its numbers do.
         sum: whether a number tells how much there was, and not how it was.
     """
@@ -48,9 +49,19 @@ class Panel:
     title: str
     values: Sequence[float]
     limit: float | None = None
-    limit_says: str = ""
+    verdict: str = ""
+    above: bool = False
     top: float | None = None
     sum: bool = False
+
+    @property
+    def limit_says(self) -> str:
+        side = "above" if self.above else "below"
+        return f"{self.verdict} {side} {short_number(self.limit or 0)}"
+
+    def is_beyond(self, value: float) -> bool:
+        """Whether a number is on the wrong side of the limit."""
+        return self.limit is not None and (value > self.limit if self.above else value < self.limit)
 
 
 def history_plot(times: Sequence[float], panels: Sequence[Panel]) -> Drawing:
@@ -60,9 +71,8 @@ def history_plot(times: Sequence[float], panels: Sequence[Panel]) -> Drawing:
         times: seconds since 1970, ascending.
         panels: what to show, each with as many values.
     """
-    drawing = Drawing(
-        WIDTH, len(panels) * (_PANEL + _GAP) + 20, ", ".join(panel.title for panel in panels)
-    )
+    height = len(panels) * (_PANEL + _GAP) + 20
+    drawing = Drawing(WIDTH, height, "numbers of the last runs over time")
     spare = max(0.0, _SHORTEST_SECONDS - (times[-1] - times[0])) / 2
     x = Scale(times[0] - spare, times[-1] + spare, _LEFT + 6, WIDTH - _RIGHT - 6)
     for number, panel in enumerate(panels):
@@ -75,7 +85,7 @@ def history_plot(times: Sequence[float], panels: Sequence[Panel]) -> Drawing:
         _time_axis(drawing, x, bottom, labelled=number == len(panels) - 1)
         _series(drawing, x, y, times, panel)
         if panel.limit is not None:
-            _limit(drawing, y(panel.limit), f"{panel.limit_says} {short_number(panel.limit)}")
+            _limit(drawing, y(panel.limit), panel.limit_says)
     return drawing
 
 
@@ -87,17 +97,20 @@ def _summary(panel: Panel) -> str:
 
 
 def _series(drawing: Drawing, x: Scale, y: Scale, times: Sequence[float], panel: Panel) -> None:
-    places = [
-        (x(time), y(value))
+    known = [
+        ((x(time), y(value)), value)
         for time, value in zip(times, panel.values, strict=True)
         if not math.isnan(value)
     ]
+    places = [place for place, _ in known]
     if panel.sum:
         for place in places:
             drawing.line([(place[0], y(0)), place], SERIES, 'stroke-width="2"')
     elif len(places) > 1:
         drawing.line(places, SERIES, 'stroke-width="1.5" stroke-linejoin="round"')
-    drawing.dots(places, SERIES, 5 if len(places) <= _MANY else 3)
+    size = 5 if len(places) <= _MANY else 3
+    drawing.dots(places, SERIES, size)
+    drawing.dots((place for place, value in known if panel.is_beyond(value)), LIMIT, size + 3)
 
 
 def _y_axis(drawing: Drawing, y: Scale, ticks: Sequence[float], right: float) -> None:

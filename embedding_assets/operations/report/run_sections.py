@@ -11,7 +11,7 @@ from embedding_assets.artifacts.quarantine import (
     read_quarantine,
 )
 from embedding_assets.collection.settings import CheckSettings
-from embedding_assets.operations.report.page import Picture, Section, Table
+from embedding_assets.operations.report.page import Section, Table
 from embedding_assets.operations.report.plots import Panel, history_plot
 from embedding_assets.runs.history import PartitionNumbers, RunNumbers, by_run, total
 from resources.artifact_stores.base import ArtifactStore
@@ -29,13 +29,9 @@ def runs_section(history: Sequence[PartitionNumbers], checks: CheckSettings) -> 
     points = by_run(history)[-_POINTS:]
     picture = None
     if len(points) > 1:
-        drawing = str(
-            history_plot([point.time for point in points], history_panels(points, checks))
-        )
-        picture = Picture("numbers of the last runs over time", drawing, drawing)
-    return Section(
-        "Runs", "Times are in UTC. A long run is several points.", picture, _last(history)
-    )
+        picture = history_plot([point.time for point in points], history_panels(points, checks))
+    about = "Times are in UTC. A long run is several points."
+    return Section("Runs", about, picture, table=_last(history))
 
 
 def _last(history: Sequence[PartitionNumbers]) -> Table:
@@ -74,20 +70,21 @@ def history_panels(runs: Sequence[RunNumbers], checks: CheckSettings) -> list[Pa
             "Throughput [chunks/s]",
             [run.ratio("embedded", "seconds_embedding") for run in runs],
             checks.min_chunks_per_second or None,
-            "warns below",
+            "warns",
         ),
         Panel(
             "Cache hit rate [%]",
             [100 * run.ratio("cache_hits", "distinct_chunks") for run in runs],
             100 * checks.min_cache_hit_rate or None,
-            "warns below",
+            "warns",
             top=100,
         ),
         Panel(
             "Error rate [%]",
             [100 * run.ratio("errors", "cache_misses") for run in runs],
             100 * checks.max_error_rate,
-            "fails above",
+            "fails",
+            above=True,
         ),
         Panel("Tokens embedded", [run.sums.get("tokens", 0.0) for run in runs], sum=True),
     ]

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 from embedding_assets.artifacts.keys import chunks_key
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.settings import CollectionSettings
-from embedding_assets.operations.report.page import Picture, Section
+from embedding_assets.operations.report.page import Section
 from embedding_assets.operations.report.plots import bars_plot, histogram_plot
 from embedding_assets.operations.report.sample import IndexCounts, VectorSample
+from embedding_assets.operations.report.svg import Drawing
 from embedding_assets.runs.history import PartitionNumbers
 
 _BARS = 80
@@ -87,15 +88,14 @@ def size_sections(
         )
 
 
-def _documents_by_partition(counts: IndexCounts) -> Picture:
+def _documents_by_partition(counts: IndexCounts) -> Drawing:
     partitions = sorted(counts.documents)
     together = math.ceil(len(partitions) / _BARS)
     bars: Counter[str] = Counter()
     for number, partition in enumerate(partitions):
         bars[partitions[number // together * together]] += counts.documents[partition]
     below = "partitions" if together == 1 else f"{together} partitions a bar, by the first of them"
-    drawing = str(bars_plot("documents", list(bars.items()), below))
-    return Picture("documents by partition", drawing, drawing)
+    return bars_plot("documents", list(bars.items()), below)
 
 
 def _chunk_tokens(
@@ -111,10 +111,8 @@ def _chunk_tokens(
     return np.concatenate(found)
 
 
-def _histogram(tokens: np.ndarray, limit: int) -> Picture:
+def _histogram(tokens: np.ndarray, limit: int) -> Drawing:
     end = max(limit, int(tokens.max()))
     width = math.ceil(end / _BINS)
     counts = np.bincount((tokens - 1).clip(0) // width, minlength=math.ceil(end / width)).tolist()
-    end = len(counts) * width
-    drawing = str(histogram_plot("chunks", counts, end, "tokens in a chunk", limit))
-    return Picture("sizes of chunks in tokens", drawing, drawing)
+    return histogram_plot("chunks", counts, len(counts) * width, "tokens in a chunk", limit)

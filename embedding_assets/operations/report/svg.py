@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 SERIES = "var(--c4)"
 LIMIT = "var(--c5)"
@@ -33,6 +33,8 @@ SIZES = {"": 11, "head": 13, "label": 13, "badge": 11}
 """Height of the letters of each class of text, in pixels."""
 
 Place = tuple[float, float]
+
+_MARGIN = 20
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -62,7 +64,7 @@ class Drawing:
     def __init__(self, width: float, height: float, description: str) -> None:
         self.width = width
         self.height = height
-        self._description = description
+        self.description = description
         self._parts: list[str] = []
 
     def line(self, places: Sequence[Place], colour: str, style: str = "") -> None:
@@ -73,9 +75,9 @@ class Drawing:
     def dots(self, places: Iterable[Place], colour: str, size: float) -> None:
         """Round dots; a few letters each, however many they are."""
         path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
-        self._parts.append(
-            f'<path d="{path}" stroke="{colour}" stroke-width="{size:g}" stroke-linecap="round"/>'
-        )
+        if path:
+            style = f'stroke-width="{size:g}" stroke-linecap="round"'
+            self._parts.append(f'<path d="{path}" stroke="{colour}" {style}/>')
 
     def dot(self, place: Place, colour: str, size: float, hint: str = "") -> None:
         """One dot; in a page, `hint` is shown under the mouse."""
@@ -106,15 +108,26 @@ class Drawing:
             f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{shown}</text>'
         )
 
-    def __str__(self) -> str:
-        """An SVG element, complete as a file."""
-        size = f"{self.width:g} {self.height:g}"
+    def inline(self) -> str:
+        """For a page that has `STYLE`, on the paper of that page."""
+        return self._element(0, "")
+
+    def image(self) -> str:
+        """For an image, on paper of its own: it is read on a page of any colour."""
+        width, height = self.width + 2 * _MARGIN, self.height + 2 * _MARGIN
+        return self._element(
+            _MARGIN,
+            f'<style>{STYLE}</style><rect x="{-_MARGIN}" y="{-_MARGIN}" width="{width:g}" '
+            f'height="{height:g}" rx="8" fill="var(--paper)"/>',
+        )
+
+    def _element(self, margin: int, below: str) -> str:
+        width, height = self.width + 2 * margin, self.height + 2 * margin
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{self.width:g}" '
-            f'height="{self.height:g}" role="img" aria-label="{escape(self._description)}">'
-            f"<style>{STYLE}</style>"
-            f'<rect width="{self.width:g}" height="{self.height:g}" fill="var(--paper)"/>'
-            f"{''.join(self._parts)}</svg>"
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" '
+            f'height="{self.width * height / width:.0f}" '
+            f'viewBox="{-margin} {-margin} {width:g} {height:g}" role="img" '
+            f"aria-label={quoteattr(self.description)}>{below}{''.join(self._parts)}</svg>"
         )
 
 
