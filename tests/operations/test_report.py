@@ -158,7 +158,7 @@ def test_what_is_in_the_index_is_counted(markdown: str) -> None:
     assert figures["newest document"] == "2019-05-01"
     assert figures["last run"] == "just now"
     assert all(figures[f].endswith(" MB") for f in ("index", "artifacts", "cache, all collections"))
-    assert figures["chunks of repeated text"] == "14.6%"
+    assert figures["repeated chunks"] == "14.6%"
 
 
 def test_reasons_and_slow_partitions_are_told(markdown: str) -> None:

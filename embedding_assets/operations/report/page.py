@@ -162,7 +162,7 @@ header p{margin:.3rem 0 0}
 h2{font-size:1.25rem;margin:3rem 0 .8rem}
 svg{display:block;max-width:100%;height:auto}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(130px,1fr));gap:1.2rem;margin:2rem 0}
-dd{margin:0;font-size:1.25rem;font-weight:600}
+dd{margin:0;font-size:1.15rem;font-weight:600;white-space:nowrap}
 dt{font-size:.85rem}
 dl div{border-top:2px solid var(--grid);padding-top:.5rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}

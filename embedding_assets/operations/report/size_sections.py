@@ -22,7 +22,7 @@ _BINS = 32
 _FILES = 200
 """Of chunks that are read at most."""
 _AGES = (
-    ("years", 31_556_952), ("months", 2_629_746), ("days", 86_400), ("hours", 3600), ("min", 60),
+    ("years", 31_556_952), ("months", 2_629_746), ("days", 86_400), ("h", 3600), ("min", 60),
 )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ SERIES = "var(--c4)"
 LIMIT = "var(--c5)"
 REPEATED = "var(--soft)"
 CATEGORIES = tuple(f"var(--c{number})" for number in range(7))
-"""One palette, that of Okabe and Ito, which colour-blind readers tell apart; on white paper a dark
-red stands for its yellow, which would hardly be seen."""
+"""One palette, that of Okabe and Ito, which colour-blind readers tell apart; on white paper
+its yellow is darkened to brown, as it would hardly be seen."""
 
 STYLE = """\
 :root{--paper:#fff;--ink:#1b2130;--soft:#5b6474;--grid:#e4e7ed;--c0:#e69f00;--c1:#56b4e9;\
---c2:#009e73;--c3:#882255;--c4:#0072b2;--c5:#d55e00;--c6:#cc79a7}
+--c2:#009e73;--c3:#5c4a00;--c4:#0072b2;--c5:#d55e00;--c6:#cc79a7}
 @media(prefers-color-scheme:dark){:root{--paper:#14171e;--ink:#e9ecf2;--soft:#a0a9b8;\
 --grid:#2c313c;--c1:#8fd3f7;--c3:#f0e442;--c4:#2f74c8;--c5:#e8622c}}
 text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;fill:var(--soft)}

@@ -54,7 +54,7 @@ def write_report(
         f"Vectors of {space.model}, {space.dimension:,} dimensions. Drawn {moment(now)} UTC.",
         [
             *figures(name, resources, counts, history, now),
-            ("chunks of repeated text", f"{repeated.share:.1%}"),
+            ("repeated chunks", f"{repeated.share:.1%}"),
             ("records refused", f"{records_refused:,}"),
         ],
         [
