@@ -25,7 +25,12 @@ def _no_home(  # pyright: ignore[reportUnusedFunction]
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for compiled models, so that all of the suite compiles the default model once."""
+    """One folder for compiled models, so that all of the suite compiles the default model once.
+
+    TEST_MODELS names a folder that stays: who runs single files again and again need not wait.
+    """
+    if kept := os.environ.get("TEST_MODELS"):
+        return Path(kept)
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # each worker has a folder of its own in there

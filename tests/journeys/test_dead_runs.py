@@ -3,7 +3,6 @@
 With the configuration that ships, its pools included, without a daemon, and with the real model.
 """
 
-import multiprocessing
 import os
 import random
 import signal
@@ -22,12 +21,15 @@ import pytest
 from resources.dagster_instance.dead_runs import working_on
 from resources.dagster_instance.executor import one_process_executor
 from tests.support.checkout import PROJECT
+from tests.support.forks import FORKS, ForkedDagster
 from tests.support.instance import dagster_home, shipped_instance
 
+Process = subprocess.Popen[str] | ForkedDagster
 POOL = "embedding_device"
-PROCESSES = multiprocessing.get_context("spawn")
 PROGRAMS = Path(sys.executable).parent
-MATERIALIZE = [str(PROGRAMS / "dagster"), "asset", "materialize", "--select"]
+MATERIALIZE = ["asset", "materialize", "--select"]
+"""Arguments of `dagster`, in a process that need not import it first."""
+PROGRAM = [str(PROGRAMS / "dagster"), *MATERIALIZE]
 LAUNCH = [str(PROGRAMS / "dg"), "launch", "--assets"]
 
 
@@ -44,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
 @contextmanager
 def _materializing(
     home: Path, select: str, command: Sequence[str] = MATERIALIZE
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Process]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("DAGSTER")},
         "PYTHONPATH": str(PROJECT),
@@ -52,21 +54,28 @@ def _materializing(
         "EMBEDDING_DATA_DIR": str(home.parent / "data"),
         "VIRTUAL_ENV": sys.prefix,
     }
-    with subprocess.Popen(
-        [*command, select, "--partition", "2000", "-m", "tests.support.sample_location"],
-        cwd=PROJECT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    command = [*command, select, "--partition", "2000", "-m", "tests.support.sample_location"]
+    if command[0] == MATERIALIZE[0]:
+        process = ForkedDagster(command, environment)
+    else:
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
-def _line_with(process: subprocess.Popen[str], *words: str) -> str:
+def _line_with(process: Process, *words: str) -> str:
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
@@ -76,9 +85,13 @@ def _line_with(process: subprocess.Popen[str], *words: str) -> str:
     pytest.fail(f"never said {words}: {''.join(seen)[-4000:]}")
 
 
-def _until_the_step_begins(home: Path, process: subprocess.Popen[str], step: str) -> None:
+def _until_the_step_begins(home: Path, process: Process, step: str) -> None:
     with shipped_instance(home) as instance:
         while process.poll() is None:
+            # To ask for runs takes a while; before there is one, it is not known to be under way.
+            if not any((home / "runs_under_way").glob("*")):
+                time.sleep(0.01)
+                continue
             for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
                 begun = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
                 if any(event.step_key == step for event in begun):
@@ -108,13 +121,13 @@ def _assert_nothing_is_held(home: Path, runs: int) -> None:
     [
         ("documents", signal.SIGKILL, MATERIALIZE),
         ("deduplicated_chunks", signal.SIGKILL, MATERIALIZE),
-        ("embeddings", signal.SIGKILL, MATERIALIZE),
+        ("embeddings", signal.SIGKILL, PROGRAM),
         ("embeddings", signal.SIGKILL, LAUNCH),
         ("embeddings", signal.SIGTERM, MATERIALIZE),
         ("embeddings", signal.SIGINT, MATERIALIZE),
         ("vector_index", signal.SIGKILL, MATERIALIZE),
     ],
-    ids=lambda value: value[0].rpartition("/")[2] if isinstance(value, list) else str(value),
+    ids=lambda value: Path(value[0]).name if isinstance(value, list) else str(value),
 )
 def test_after_a_kill_the_same_command_goes_on_at_once(
     home: Path, asset: str, number: signal.Signals, command: Sequence[str]
@@ -183,8 +196,8 @@ def _work_until_killed(home: Path, ready: Connection) -> None:
 
 
 def test_who_waits_goes_on_when_the_other_is_killed(home: Path) -> None:
-    ready, there = PROCESSES.Pipe()
-    holder = PROCESSES.Process(target=_work_until_killed, args=(home, there))
+    ready, there = FORKS.Pipe()
+    holder = FORKS.Process(target=_work_until_killed, args=(home, there))
     holder.start()
     run_id = ready.recv()
     with _materializing(home, "key:peps/embeddings") as process:

@@ -3,7 +3,6 @@
 All is as it ships, instance and executor too, but for the fake embedder, which keeps a journal.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from resources.artifact_stores.files import FileArtifactStore
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.vector_stores.lancedb import LanceDBVectorStore
 from tests.support.fakes import CountingEmbedder
+from tests.support.forks import FORKS
 from tests.support.instance import shipped_instance
 from tests.support.pipeline import ASSETS, Pipeline
 
@@ -147,15 +147,10 @@ class Orders:
 
 def run_killed(orders: Orders) -> int | None:
     """Runs all assets in a process of its own; returns its exit status."""
-    process = _PROCESSES.Process(target=_run, args=(orders,))
+    process = FORKS.Process(target=_run, args=(orders,))
     process.start()
     process.join()
     return process.exitcode
-
-
-# Each begins as the copy of one that has imported what they need; Dagster alone takes seconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.support.kill_runner"])
 
 
 def _run(orders: Orders) -> None:
