@@ -83,7 +83,7 @@ def commands(data: Path) -> dict[str, Callable[[], float]]:
         AGAIN: partial(run, "search", "a question that was asked before", *of),
         "collections": partial(run, "collections"),
         "cache stats": partial(run, "cache", "stats"),
-        f"plan of {_PARTITION}": partial(run, "plan", _COLLECTION, "--partition-range", _PARTITION),
+        f"plan of {_PARTITION}": partial(run, "plan", _COLLECTION, _PARTITION),
         "--help": partial(run, "--help"),
         "search with an unknown option": partial(run, "search", "x", "--nope", statuses=(2,)),
         "search in no such collection": partial(run, "search", "x", "-c", "nowhere", statuses=(1,)),

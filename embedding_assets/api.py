@@ -129,8 +129,8 @@ class Collection:
         present = [one for one in asked if store.exists(documents_key(self.name, one))]
         if not present:
             raise NotFoundError(
-                f"Collection '{self.name}' has no documents there yet. Materialize "
-                f"'{self.name}/documents' first."
+                f"Collection '{self.name}' has no documents there yet. Build "
+                f"it first: `embedding-assets build {self.name}`."
             )
 
         def batches() -> Iterator[pa.RecordBatch]:

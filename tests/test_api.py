@@ -181,9 +181,9 @@ def test_mistakes_are_errors_of_one_kind_that_say_what_to_do(
     with pytest.raises(ea.EmbeddingAssetsError, match=r"Collections: .*peps"):
         ea.open("nowhere")
     empty = Pipeline(tmp_path, str(tmp_path / "none.jsonl"), embedder=library.resources.embedder)
-    with pytest.raises(ea.EmbeddingAssetsError, match="Materialize 'corpus/vector_index' first"):
+    with pytest.raises(ea.EmbeddingAssetsError, match="embedding-assets build corpus"):
         empty.opened.search("hello")
-    with pytest.raises(ea.EmbeddingAssetsError, match="Materialize 'corpus/documents' first"):
+    with pytest.raises(ea.EmbeddingAssetsError, match="embedding-assets build corpus"):
         empty.opened.documents()
     with pytest.raises(ea.EmbeddingAssetsError, match="has no 'evaluation' in its YAML"):
         empty.opened.evaluate()

@@ -158,7 +158,7 @@ def copy(
     from resources.caches.from_url import cache_from_url
 
     with errors_for_people():
-        origin = cache_from_url(source)
+        origin = _named_cache(source)
         entries = sum(s.entries for s in origin.statistics() if space in (None, s.space_id))
         if not entries:
             raise NotFoundError(
@@ -170,11 +170,20 @@ def copy(
     print_rows([{"entries": entries, "copied": copied}], as_json, "Copied")
 
 
+def _named_cache(url: str) -> "EmbeddingCache":
+    """A cache that somebody names, of which there must be something to read."""
+    from resources.caches.from_url import cache_from_url
+
+    cache = cache_from_url(url)
+    file = getattr(cache, "path", None)
+    if file is not None and not Path(file).exists():
+        raise NotFoundError(f"There is no cache at {Path(file).absolute()}.")
+    return cache
+
+
 def _opened(url: str | None) -> "EmbeddingCache":
     if url is not None:
-        from resources.caches.from_url import cache_from_url
-
-        return cache_from_url(url)
+        return _named_cache(url)
     from embedding_assets.collection.resources import shared_resources
 
     return shared_resources()["embedding_cache"]

@@ -1,7 +1,5 @@
 """`embedding-assets check`: what would fail later is told before anything is run."""
 
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from embedding_assets.cli.terminal import AsJson, console, errors_for_people, plain
+from embedding_assets.cli.terminal import AsJson, console, errors_for_people, plain, print_json
 from resources.errors import EmbeddingAssetsError, NotFoundError
 
 if TYPE_CHECKING:
@@ -48,8 +46,7 @@ def check(
                 console.print(Text(" " * (_SUBJECT_WIDTH + 5) + plain(line)), soft_wrap=True)
     wrong = sum(finding.status == "error" for finding in findings)
     if as_json:
-        text = json.dumps([asdict(each) for each in findings], indent=2, ensure_ascii=False)
-        sys.stdout.write(text + "\n")
+        print_json([asdict(each) for each in findings])
     elif wrong:
         console.print(f"{wrong} of {len(findings)} checks found something wrong.")
     if wrong:

@@ -1,5 +1,8 @@
 """`embedding-assets`: its commands, each in the file of its name."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from embedding_assets.cli.build import build
@@ -12,24 +15,45 @@ from embedding_assets.cli.quarantine import quarantine
 from embedding_assets.cli.search import evaluate, search
 
 app = typer.Typer(
-    help="Build this project's collections, search and evaluate them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # it fills lines, however wide the terminal is
 )
-for command in (
-    new,
-    check,
-    build,
-    search,
-    plan,
-    quarantine,
-    accept,
-    evaluate,
-    collections,
-    drop_index,
-):
-    app.command()(command)
-app.add_typer(cache, name="cache")
+_COMMANDS = {
+    "Set up and build": (new, check, build),
+    "Ask": (search, evaluate),
+    "Look": (plan, quarantine, collections),
+    "Decide": (accept, drop_index),
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(cache, name="cache", rich_help_panel="Decide")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"embedding-assets {version('embedding-assets')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Keep a vector index of a document archive up to date, and search in it.
+
+    From a folder to the first answer:
+
+    - `embedding-assets new FOLDER` looks at the documents, and proposes a collection of them
+    - `embedding-assets build NAME` indexes it
+    - `embedding-assets search "a question" -c NAME` asks it
+    """
 
 
 def main() -> None:

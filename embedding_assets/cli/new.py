@@ -1,9 +1,7 @@
 """`embedding-assets new`: looks at data, and writes the YAML of a collection of them."""
 
-import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from embedding_assets.cli.terminal import (
     errors_for_people,
     is_terminal,
     plain,
+    print_json,
     print_rows,
 )
 from resources.errors import InvalidInputError
@@ -189,9 +188,4 @@ def _print_json(proposal: "Proposal", file: Path, written: bool, commands: list[
         "notes": proposal.notes,
         "next": commands,
     }
-    text = json.dumps(found, indent=2, ensure_ascii=False, default=_iso)
-    sys.stdout.write(text + "\n")
-
-
-def _iso(value: Any) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    print_json(found)

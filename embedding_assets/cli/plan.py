@@ -1,6 +1,5 @@
 """`embedding-assets plan` and `accept`: what a run would do, and to agree to what it would not."""
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from embedding_assets.cli.terminal import (
     errors_for_people,
     is_terminal,
     plain,
+    print_json,
     print_rows,
 )
 
@@ -31,7 +31,7 @@ def plan(
     ] = None,
     partition_range: Annotated[
         str | None,
-        typer.Option(help="FIRST...LAST, or one partition; by default all.", metavar="RANGE"),
+        typer.Argument(help="FIRST...LAST, or one partition; by default all.", metavar="RANGE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,8 +46,7 @@ def plan(
         with _progress_lines(as_json):
             found = opened.plan(partition_range)
     if as_json:
-        json.dump({"collection": name, **asdict(found)}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json({"collection": name, **asdict(found)})
         return
     rows = [
         {"partition": key, **{label: f"{n.get(name, 0):,}" for label, name in _PLANNED.items()}}
@@ -56,8 +55,7 @@ def plan(
     ]
     if rows:
         print_rows(rows, False, f"{name}: partitions with something to do")
-    at_rest = len(found.partitions) - len(rows)
-    console.print(f"Nothing to do in {at_rest:,} of {len(found.partitions):,} partitions.")
+    console.print(_how_many(len(rows), len(found.partitions)))
     if found.refused:
         print_reasons(name, found.refused)
         refused = sum(one.records for one in found.refused)
@@ -123,11 +121,22 @@ _PLANNED = {
 _WORK = ("added", "changed", "deleted", "deletions_withheld", "cache_misses")
 
 
+def _how_many(some: int, whole: int) -> str:
+    if not some:
+        return f"Nothing to do in any of the {whole:,} partitions."
+    if some == whole:
+        return f"Something to do in each of the {whole:,} partitions."
+    return f"Something to do in {some:,} of {whole:,} partitions; the others are up to date."
+
+
 def _costs(found: "Plan") -> str:
     costs = f", ${found.dollars:,.4f}" if found.dollars else ""
     if found.tokens and found.seconds is None:
         return f"{costs}; how long that takes is known after the first run"
-    return costs + (f", about {found.seconds:,.0f} s" if found.tokens else "")
+    if not found.tokens or found.seconds is None:
+        return costs
+    takes = f"about {found.seconds:,.0f} s" if found.seconds >= 1 else "less than a second"
+    return f"{costs}; embedding alone takes {takes}"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from embedding_assets.cli.terminal import (
     print_rows,
     warn,
 )
+from resources.errors import InvalidInputError
 
 _SNIPPET = 160
 Exact = Annotated[
@@ -42,9 +43,11 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the chunks nearest to a text."""
-    import embedding_assets as ea
-
     with errors_for_people():
+        if not text.strip():
+            raise InvalidInputError("The text to search for is empty.")
+        import embedding_assets as ea
+
         name = (opened := ea.open(collection)).name
         hits = opened.search(text, k, exact=exact)
     if len(hits.spaces) > 1:
@@ -95,7 +98,11 @@ def evaluate(
     ] = None,
     per_query: Annotated[
         typer.FileTextWrite | None,
-        typer.Option(help="Write the figures of each query to this JSON Lines file."),
+        typer.Option(
+            help="Write each query to this JSON Lines file: text, figures, the documents found, "
+            "and the rank of each relevant one.",
+            encoding="utf-8",
+        ),
     ] = None,
     exact: Exact = False,
     as_json: AsJson = False,
@@ -108,7 +115,8 @@ def evaluate(
         with console.status("Searching …") if is_terminal(as_json) else nullcontext():
             result = opened.evaluate(queries, qrels, exact=exact)
         if per_query is not None:
-            per_query.writelines(json.dumps(asdict(one)) + "\n" for one in result.per_query)
+            lines = (json.dumps(asdict(one), ensure_ascii=False) for one in result.per_query)
+            per_query.writelines(f"{line}\n" for line in lines)
     row = {
         "collection": opened.name,
         "ndcg_at_10": round(result.ndcg_at_10, 5),

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,7 @@ console = Console(markup=False, emoji=False)
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = "") -> None:
     """Prints a table, or a JSON list of objects."""
     if as_json:
-        json.dump(rows, sys.stdout, indent=2, default=str, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(rows)
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ():
@@ -33,6 +33,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool, title: str = ""
     for row in rows:
         table.add_row(*(plain("–" if value is None else str(value)) for value in row.values()))
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """JSON for machines: times are in ISO 8601, and characters as they are."""
+    json.dump(value, sys.stdout, indent=2, default=_as_json, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _as_json(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def warn(text: str) -> None:

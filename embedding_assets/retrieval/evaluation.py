@@ -9,7 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedding_assets.retrieval.search import IndexReader
@@ -31,12 +31,18 @@ class QueryEvaluation:
         recall_at_10: Between 0 and 1.
         first_relevant_rank: Rank, counted from 1, of the first relevant document; None where the
             whole ranking has none.
+        text: The query itself; "" where nobody gave it.
+        found: The documents found, best first.
+        relevant: Rank, counted from 1, of each relevant document; None: it was not found.
     """
 
     query_id: str
     ndcg_at_10: float
     recall_at_10: float
     first_relevant_rank: int | None
+    text: str = ""
+    found: Sequence[str] = ()
+    relevant: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +84,11 @@ def load_queries(path: str | Path) -> dict[str, str]:
             raise InvalidInputError(f"{where}: expected a JSON object, but {error}") from error
         if not isinstance(record, dict):
             raise InvalidInputError(f"{where}: expected a JSON object, got {line[:80]!r}")
-        for field in ("_id", "text"):
-            value = record.get(field)
+        for key in ("_id", "text"):
+            value = record.get(key)
             if not isinstance(value, str) or not value.strip():
                 raise InvalidInputError(
-                    f'{where}: expected "{field}" to be a non-empty string, got {value!r}'
+                    f'{where}: expected "{key}" to be a non-empty string, got {value!r}'
                 )
         if record["_id"] in queries:
             raise InvalidInputError(f"{where}: query id {record['_id']!r} comes a second time")
@@ -213,7 +219,9 @@ def recall_at_k(ranking: Sequence[str], relevance: Mapping[str, int], k: int = C
 
 
 def evaluate(
-    rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]
+    rankings: Mapping[str, Sequence[str]],
+    qrels: Mapping[str, Mapping[str, int]],
+    texts: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Evaluate the rankings of a set of queries.
 
@@ -223,6 +231,7 @@ def evaluate(
     Args:
         rankings: Per query id the document ids, best first. Queries without judgements are ignored.
         qrels: Per query id the score of each judged document, as from `load_qrels`.
+        texts: Per query id the query itself, to be told with its figures.
 
     Returns:
         The means, and the figures of each query.
@@ -237,14 +246,17 @@ def evaluate(
         if not relevant:
             continue
         ranking = rankings.get(query_id, ())
+        ranks = {document: rank for rank, document in enumerate(ranking, 1)}
+        found = [ranks[document] for document in relevant if document in ranks]
         try:
             figures = QueryEvaluation(
                 query_id=query_id,
                 ndcg_at_10=ndcg_at_k(ranking, relevance, CUTOFF),
                 recall_at_10=recall_at_k(ranking, relevance, CUTOFF),
-                first_relevant_rank=next(
-                    (rank for rank, document in enumerate(ranking, 1) if document in relevant), None
-                ),
+                first_relevant_rank=min(found, default=None),
+                text=(texts or {}).get(query_id, ""),
+                found=[*ranking],
+                relevant={document: ranks.get(document) for document in relevant},
             )
         except ValueError as error:
             raise ValueError(f"query {query_id!r}: {error}") from error
@@ -298,4 +310,4 @@ def evaluate_index(
     """
     judgements = load_qrels(qrels)
     texts = {key: text for key, text in load_queries(queries).items() if key in judgements}
-    return evaluate(index.rank_documents(texts, CUTOFF, exact=exact), judgements)
+    return evaluate(index.rank_documents(texts, CUTOFF, exact=exact), judgements, texts)

@@ -93,7 +93,7 @@ class NoIndexError(NotFoundError):
     def __init__(self, collection: str, space: EmbeddingSpace) -> None:
         super().__init__(
             f"Collection '{collection}' has no index for {space.model} ({space.id}) yet. "
-            f"Materialize '{collection}/vector_index' first."
+            f"Build it first: `embedding-assets build {collection}`."
         )
 
 

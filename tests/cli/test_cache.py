@@ -104,7 +104,8 @@ def test_the_command_line_counts_prunes_invalidates_and_copies(
         (["invalidate", "--key", "abc"], "40 hexadecimal"),
         (["stats", "--cache", "redis://user:planted@127.0.0.1:1/0"], "does not answer"),
         (["stats", "--cache", "redis://user:planted#@127.0.0.1:1/0"], "must look like"),
-        (["copy", "nowhere.duckdb", "elsewhere.duckdb"], "holds no vectors"),
+        (["copy", "nowhere.duckdb", "elsewhere.duckdb"], "There is no cache at /"),
+        (["stats", "--cache", "nowhere.duckdb"], "nowhere.duckdb."),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(monkeypatch, tmp_path, arguments, message):

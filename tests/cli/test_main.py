@@ -1,13 +1,17 @@
 """A mistake of the user ends in one sentence, a bug of ours in its traceback."""
 
 import errno
+import json
 import os
+from datetime import datetime, timezone
+from importlib.metadata import version as version_of
 
 import pytest
 from typer.testing import CliRunner
 
 from embedding_assets import project
 from embedding_assets.cli.main import app
+from embedding_assets.cli.terminal import print_rows
 from resources.errors import EmbedderUnavailableError, NotFoundError
 
 
@@ -41,3 +45,30 @@ def test_a_data_folder_that_is_read_only_is_one_sentence(
     assert result.output.startswith("Error: Access to /data/cache.duckdb.lock is not permitted (")
     assert "EMBEDDING_DATA_DIR" in result.output
     assert len(result.output.splitlines()) == 1
+
+
+def test_what_was_asked_for_is_shown_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr(project, "load_collections", fails)
+    runner = CliRunner()
+    version = version_of("embedding-assets")
+    assert runner.invoke(app, ["--version"]).output == f"embedding-assets {version}\n"
+    for arguments in ([], ["--help"]):
+        output = runner.invoke(app, arguments).output
+        assert "embedding-assets new FOLDER" in output
+        assert all(name in output for name in ("build", "search", "check", "plan", "cache"))
+    empty = runner.invoke(app, ["search", " "])
+    assert (empty.exit_code, empty.output) == (1, "Error: The text to search for is empty.\n")
+    for wrong in (["search", "x", "-k", "0"], ["evaluate", "x", "--queries", "nowhere"], ["nope"]):
+        assert runner.invoke(app, wrong).exit_code == 2
+
+
+def test_times_in_json_are_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
+    moment = datetime(2020, 3, 4, 5, 6, 7, tzinfo=timezone.utc)
+    print_rows([{"time": moment, "day": moment.date(), "text": "ü"}], True)
+    expected = {"time": "2020-03-04T05:06:07+00:00", "day": "2020-03-04", "text": "ü"}
+    assert json.loads(capsys.readouterr().out) == [expected]

@@ -301,7 +301,7 @@ def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
 
 
 def test_search_without_a_table_says_what_to_materialize(store):
-    with pytest.raises(NotFoundError, match=r"Materialize 'corpus/vector_index' first"):
+    with pytest.raises(NotFoundError, match="embedding-assets build corpus"):
         store.search(NAME, SPACE, fake_vector("x", 16), 3)
 
 

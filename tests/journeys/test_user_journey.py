@@ -89,7 +89,7 @@ def test_mistakes_on_the_command_line_end_in_one_sentence(
     empty = CliRunner().invoke(app, ["search", " ", "-c", "peps"])
     assert "the text to search for is empty" in empty.output
     unbuilt = CliRunner().invoke(app, ["search", "hi", "-c", "peps"])
-    assert "Materialize 'peps/vector_index' first" in unbuilt.output
+    assert "Build it first: `embedding-assets build peps`" in unbuilt.output
     assert not list(tmp_path.rglob("*.xml"))  # no model was compiled to find that out
     assert (empty.exit_code, unbuilt.exit_code) == (1, 1)
     for output in (unknown, empty.output, unbuilt.output):

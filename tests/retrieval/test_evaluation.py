@@ -171,6 +171,12 @@ class TestEvaluate:
         assert result.per_query[1].recall_at_10 == 0.5
         assert [query.first_relevant_rank for query in result.per_query] == [1, 2]
 
+    def test_keeps_the_text_what_was_found_and_the_rank_of_what_is_relevant(self):
+        found, relevance = {"q1": ["x", "b", "y"]}, {"q1": {"a": 1, "b": 2, "c": 0}}
+        (query,) = evaluate(found, relevance, {"q1": "What is b?"}).per_query
+        assert (query.text, query.found) == ("What is b?", ["x", "b", "y"])
+        assert query.relevant == {"a": None, "b": 2}
+
     def test_query_without_ranking_counts_0(self):
         result = evaluate({"q1": ["a"]}, {"q1": {"a": 1}, "q2": {"b": 1}})
         assert (result.queries, result.ndcg_at_10, result.recall_at_10) == (2, 0.5, 0.5)
