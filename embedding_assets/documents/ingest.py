@@ -44,6 +44,7 @@ from resources.document_sources import (
 )
 from resources.document_sources.base import Period
 
+_RECORDS_PER_LOOK = 256
 _SAME_REFUSAL = """
     known.reason = fresh.reason AND known.file = fresh.file
     AND known.line IS NOT DISTINCT FROM fresh.line
@@ -232,7 +233,7 @@ class Ingest:
         known = set(self.collection.partitions.get_partition_keys())
         with Progress(self.log, "records read") as progress, progress.doing("reading the source"):
             records = self.source.read(self._periods(partitions))
-            for item in _telling_files(records, listing, progress):
+            for item in self._telling_share(records, listing, progress):
                 progress.advance(errors=isinstance(item, Refusal))
                 if isinstance(item, Refusal):
                     spool.refuse(item)
@@ -249,6 +250,24 @@ class Ingest:
                     spool.set_aside(item, version)
             spool.flush()
         return progress.done
+
+    def _telling_share(
+        self,
+        records: Iterable[Document | Refusal],
+        listing: Iterable[SourceFile],
+        progress: Progress,
+    ) -> Iterator[Document | Refusal]:
+        """The records; of now and then one it is told which share of all bytes has been read."""
+        sizes = {file.path: file.size or 0 for file in listing}
+        every, before, current = max(1, sum(sizes.values())), 0, ""
+        for number, record in enumerate(records):
+            if record.file != current:
+                before += sizes.get(current, 0)
+                current = record.file
+            if number % _RECORDS_PER_LOOK == 0:
+                within = min(self.source.bytes_read(), sizes.get(current, 0))
+                progress.reach((before + within) / every)
+            yield record
 
     def _misplaced(self, document: Document, partition: str, known: set[str]) -> Refusal | None:
         """The refusal of a document that no run, or no run of its partition alone, would find."""
@@ -330,17 +349,3 @@ class Ingest:
         if len(kept) < len(known):
             with self.artifacts.writing(key) as path:
                 write_parquet(path, QUARANTINE, kept.to_batches())
-
-
-def _telling_files(
-    records: Iterable[Document | Refusal], listing: Iterable[SourceFile], progress: Progress
-) -> Iterator[Document | Refusal]:
-    """The records; at the end of each file it is told which share of all bytes has been read."""
-    sizes = {file.path: file.size or 0 for file in listing}
-    every, read, current = sum(sizes.values()), 0, None
-    for record in records:
-        if record.file != current:
-            read += sizes.get(current or "", 0)
-            current = record.file
-            progress.reach(read / every if every else 0.0)
-        yield record

@@ -229,6 +229,10 @@ class DocumentSource(dg.ConfigurableResource, ABC):
     def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
         """Streams the records of one file that `files` listed, as `read` would."""
 
+    def bytes_read(self) -> int:
+        """How far `read` is in the file of its last record, in bytes as stored; 0: not known."""
+        return 0
+
     @abstractmethod
     def period_of(self, file: str) -> Period | None:
         """The only period whose runs read a file, by its path; None: every run reads it."""

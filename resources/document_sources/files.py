@@ -5,6 +5,7 @@ from functools import partial
 from typing import BinaryIO, cast
 
 import fsspec
+from pydantic import PrivateAttr
 
 from resources.document_sources.base import (
     Document,
@@ -29,6 +30,8 @@ from resources.urls import open_storage
 class FileDocumentSource(FileSourceSettings, DocumentSource):
     """Documents in files of the formats of `FileFormat`, on any fsspec storage."""
 
+    _opened: BinaryIO | None = PrivateAttr(default=None)
+
     def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
         return self._find(periods)[1]
 
@@ -38,6 +41,12 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
 
     def read_file(self, file: SourceFile) -> Iterator[Document | Refusal]:
         return self._read_files(open_storage(self.path, "source.path")[0], [file])
+
+    def bytes_read(self) -> int:
+        try:
+            return 0 if self._opened is None else self._opened.tell()
+        except ValueError:  # it is closed
+            return 0
 
     def period_of(self, file: str) -> Period | None:
         return period_of(self.path, file)
@@ -53,7 +62,8 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
         builder = DocumentBuilder(self.fields, self.max_document_bytes)
 
         def open_file(location: str) -> BinaryIO:
-            return cast(BinaryIO, filesystem.open(location, "rb"))
+            self._opened = cast(BinaryIO, filesystem.open(location, "rb"))
+            return self._opened
 
         for file in files:
             file_format = self.format or format_of(file.path)

@@ -181,6 +181,21 @@ def test_every_stage_tells_from_its_beginning_what_it_is_busy_with(
     assert [what for what in told if what in expected] == expected
 
 
+def test_how_much_of_a_large_file_is_left_is_known_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[float] = []
+    monkeypatch.setattr(Progress, "reach", lambda _, share: reached.append(share))
+    records = [{"id": f"d{n}", "text": f"Number {n} says {n * n * 7919}."} for n in range(20_000)]
+    write_jsonl(tmp_path / "source" / "a.jsonl", records)
+    write_jsonl(tmp_path / "source" / "b.jsonl", records[:10_000])
+    pipeline = Pipeline(tmp_path, str(tmp_path / "source"))
+    pipeline.run("bucket_00", assets=["documents"])
+    assert reached == sorted(reached)
+    assert 0.3 < reached[len(reached) // 2] < 0.7
+    assert 0.9 < reached[-1] <= 1
+
+
 def test_a_run_tells_added_changed_unchanged_deleted_and_errors_in_few_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,24 @@ def _numbered(count: int) -> bytes:
     return b"".join(b'{"id": %d, "text": "text %d"}\n' % (i, i * i * 7919) for i in range(count))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_it_is_known_how_far_a_file_has_been_read(tmp_path: Path, name: str) -> None:
+    data = _numbered(100_000)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    size = (tmp_path / name).stat().st_size
+    source = FileDocumentSource(path=str(tmp_path))
+    assert source.bytes_read() == 0
+    reached = []
+    for number, _ in enumerate(source.read()):
+        if number % 10_000 == 0:
+            reached.append(source.bytes_read() / size)
+    assert reached == sorted(reached)
+    assert reached[0] < 0.2
+    assert 0.4 < reached[5] < 0.7
+    assert 0.8 < reached[-1] <= 1
+    assert source.bytes_read() == 0, "the file is closed"
+
+
 @pytest.mark.parametrize("damage", ["truncated", "checksum", "trailing garbage", "second member"])
 def test_records_before_gzip_damage_are_yielded_then_one_refusal_and_the_next_file(
     tmp_path: Path, damage: str
