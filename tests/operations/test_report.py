@@ -439,9 +439,9 @@ def test_in_a_browser_no_texts_meet_and_none_is_cut_off(scheme: str, tmp_path: P
         n: Group([*words[n % 4], "more"], "9,999 chunks, 14%") for n in range(7)
     }
     panels = [
-        Panel("Throughput [chunks/s]", random.random(50) * 12_345, 9_000, "warns"),
+        Panel("Throughput [chunks/s]", (random.random(50) * 12_345).tolist(), 9_000, "warns"),
         Panel("Error rate [%]", [0.0] * 50, 1, "fails", above=True),
-        Panel("Tokens embedded", random.random(50) * 1e9, sum=True),
+        Panel("Tokens embedded", (random.random(50) * 1e9).tolist(), sum=True),
     ]
     times = sorted(1.7e9 + random.random(50) * 2e7)
     pictures = [

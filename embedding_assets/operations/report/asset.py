@@ -1,5 +1,8 @@
 """Asset `report`: what a collection holds, what it is about, and how its runs went."""
 
+from collections.abc import Callable
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
@@ -32,7 +35,7 @@ _DUE = (
 
 
 def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
-    @dg.asset(
+    asset: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
         key=collection.asset_key("report"),
         deps=[collection.asset_key("vector_index")],
         # Without one, Dagster's command line refuses to run all assets over a range of partitions.
@@ -46,6 +49,8 @@ def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
         ),
         kinds={"html"},
     )
+
+    @asset
     def report(context: dg.AssetExecutionContext, config: ReportConfig) -> dg.MaterializeResult:
         resources = collection.resources(context)
         history = latest_materializations(

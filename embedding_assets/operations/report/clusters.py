@@ -159,14 +159,15 @@ def layout(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
         square = _square(apart)
         force = (apart / ((0.05 + square) * (1 + square))).sum(axis=1) * (near / _FAR)
         drawn, by = pull.ravel(), nearest.ravel()
-        force += np.bincount(by, drawn.real, count) + 1j * np.bincount(by, drawn.imag, count)
+        force += np.bincount(by, np.real(drawn), count)
+        force += 1j * np.bincount(by, np.imag(drawn), count)
         force = (force - pull.sum(axis=1)) / near
         places += (1 - step / _STEPS) * force / np.maximum(np.abs(force), 1)
-    return np.column_stack([places.real, places.imag])
+    return np.column_stack([np.real(places), np.imag(places)])
 
 
 def _square(numbers: np.ndarray) -> np.ndarray:
-    return numbers.real**2 + numbers.imag**2
+    return np.real(numbers) ** 2 + np.imag(numbers) ** 2
 
 
 def _plane_of_groups(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
