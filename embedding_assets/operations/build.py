@@ -43,7 +43,7 @@ _SUMMED = {
 
 
 class BuildWatcher:
-    """Is told of a build while it goes on, in the thread that builds; this one does nothing."""
+    """Is told of a build while it goes on; this one does nothing."""
 
     def begin(self, run_id: str, partitions: Sequence[str]) -> None:
         """A run over these partitions begins."""
@@ -52,7 +52,10 @@ class BuildWatcher:
         """What Dagster itself tells of the run."""
 
     def message(self, level: int, asset: str, text: str) -> None:
-        """A line of the run's log, of INFO and above; `asset` is "" outside of all assets."""
+        """A line of the run's log, of INFO and above; `asset` is "" outside of all assets.
+
+        It may come from any thread.
+        """
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from typer.testing import CliRunner, Result
 
 from embedding_assets import api
 from embedding_assets.cli.main import app
+from embedding_assets.operations.build import BuildWatcher
+from resources.dagster_instance.dead_runs import working_on
+from resources.errors import EmbedderUnavailableError
 from tests.support.checkout import PROJECT
 from tests.support.fakes import NOT_A_NUMBER, CountingEmbedder
 from tests.support.instance import dagster_home, shipped_instance
@@ -114,6 +117,12 @@ def test_a_check_that_fails_is_the_exit_status_and_a_warning_only_if_asked(
     red = build()
     assert red.exit_code == 3, red.output
     assert "✗ error_rate" in red.stdout
+    assert "invalid_vector" in red.stdout
+    corpus([])
+    withheld = build()
+    assert withheld.exit_code == 3, withheld.output
+    assert "The deletion of 2 documents is withheld." in withheld.stdout
+    assert "embedding-assets accept corpus --partition bucket_0" in withheld.stdout
 
 
 def test_a_run_that_fails_names_its_cause_and_only_a_bug_its_traceback(
@@ -128,15 +137,47 @@ def test_a_run_that_fails_names_its_cause_and_only_a_bug_its_traceback(
     assert "Traceback" not in mistake.output
     assert "File " not in mistake.output
 
-    class Broken(CountingEmbedder):
-        def embed(self, *_: Any, **__: Any) -> Any:
-            raise RuntimeError("a bug")
+    class Fails(CountingEmbedder):
+        error: str = ""
 
-    corpus(["one text"], embedder=Broken())
+        def embed(self, *_: Any, **__: Any) -> Any:
+            raise {"server": EmbedderUnavailableError, "bug": RuntimeError}[self.error]("No: 1")
+
+    corpus(["one text"], embedder=Fails(error="server"))
+    server = build()
+    assert server.exit_code == 1
+    assert server.stdout.split("\n")[1] == "Failed at embeddings: No: 1"
+    assert "File " not in server.output
+    corpus(["one text"], embedder=Fails(error="bug"))
     bug = build()
     assert bug.exit_code == 1
-    assert "Failed at embeddings: RuntimeError: a bug" in bug.stdout
+    assert bug.stdout.split("\n")[1] == "Failed at embeddings: RuntimeError: No: 1"
     assert "test_build.py" in bug.stdout
+
+
+def test_who_waits_for_another_run_says_for_which_and_goes_on_when_it_is_over(
+    corpus: Callable[..., Pipeline], home: Path
+) -> None:
+    pipeline = corpus(["one text"])
+    with shipped_instance(home) as instance:
+        other = instance.add_run(dg.DagsterRun("other", status=dg.DagsterRunStatus.STARTED))
+        events = instance.event_log_storage
+        events.initialize_concurrency_limit_to_default("embedding_device")
+        assert events.claim_concurrency_slot("embedding_device", other.run_id, "step").is_claimed
+        said: list[str] = []
+
+        class Frees(BuildWatcher):
+            def message(self, level: int, asset: str, text: str) -> None:
+                del level, asset
+                if "waits for a place" in text:
+                    said.append(text)
+                    events.free_concurrency_slots_for_run(other.run_id)
+
+        with working_on(instance, other.run_id):
+            built = pipeline.opened.build(watcher=Frees())
+    assert built.status == "succeeded"
+    assert other.run_id in said[0]
+    assert f"process {os.getpid()} on " in said[0]
 
 
 def test_a_range_that_is_none_is_told_before_anything_runs(
