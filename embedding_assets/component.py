@@ -125,6 +125,7 @@ def collection_definitions(
     from embedding_assets.automation import automation
     from embedding_assets.deduplicated_chunks.asset import deduplicated_chunks_asset
     from embedding_assets.documents.asset import documents_asset
+    from embedding_assets.documents.source_asset import source_asset
     from embedding_assets.embeddings.asset import embeddings_asset
     from embedding_assets.operations.report.asset import report_asset
     from embedding_assets.vector_index.asset import vector_index_asset
@@ -139,6 +140,7 @@ def collection_definitions(
         schedules=automated.schedules,
         sensors=automated.sensors,
         assets=[
+            source_asset(collection, declared),
             documents_asset(collection, declared),
             deduplicated_chunks_asset(collection, declared),
             embeddings_asset(collection, declared),

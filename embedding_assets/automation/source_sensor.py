@@ -24,6 +24,8 @@ from embedding_assets.automation.inventory import (
 from embedding_assets.automation.run_requests import AssetJob, SensorCursor, partition_runs
 from embedding_assets.collection.collection import CollectionAssets
 from embedding_assets.collection.partitions import period_of_key
+from embedding_assets.documents.numbers import SourceFiles
+from embedding_assets.documents.source_asset import observation
 from embedding_assets.documents.source_state import UNPLACED
 from embedding_assets.documents.unchanged import ingested_digest, listing_digest
 from resources.artifact_stores.base import ArtifactStore
@@ -38,6 +40,8 @@ class SourceCursor(SensorCursor):
     listing: str = ""
     """Digest of the file list; empty if files are left to be looked into."""
     last_partition: str = ""
+    observed: str = ""
+    """Digest of the file list that was last told of as an observation of the source."""
     agreed: dict[str, str] = Field(default_factory=dict)
     """When somebody agreed to the deletions that were withheld of a partition, as far as the runs
     for it were requested."""
@@ -160,6 +164,7 @@ class SourceTick:
             generation=cursor.generation + 1,
             listing="" if unfinished or inventory.has_unsure_files else digest,
             last_partition=last_partition,
+            observed=digest,
             agreed=agreed,
         )
         self._save(inventory, following, keep=before)
@@ -170,6 +175,9 @@ class SourceTick:
             if requests
             else self._skip(_why_nothing(changes, len(listing)), withheld).skip_message,
             cursor=following.model_dump_json(),
+            asset_events=[]
+            if digest == cursor.observed
+            else [observation(self.collection, SourceFiles.of(listing))],
         )
 
     def _skip(self, reason: str, withheld: Sequence[Withheld]) -> dg.SkipReason:

@@ -52,6 +52,11 @@ class CollectionAssets:
     def asset_key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
+    @property
+    def source_asset_key(self) -> dg.AssetKey:
+        """Not below the collection's name: what selects all that is there wants to run it."""
+        return dg.AssetKey([self.source_key])
+
     def address(self, asset: str, declared: "CollectionResources") -> str:
         """The URI of the folder with an asset's files."""
         return declared.artifacts.address(f"{self.name}/{asset}")
@@ -75,13 +80,13 @@ class CollectionAssets:
         }
 
     def asset(
-        self, name: str, *, description: str, after: str | None = None, **options: Any
+        self, name: str, *, description: str, after: dg.AssetKey, **options: Any
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
         """`dg.asset` with what every asset of the collection has in common."""
         per_run = self.settings.partitions_per_run
         return dg.asset(
             key=self.asset_key(name),
-            deps=[self.asset_key(after)] if after else [],
+            deps=[after],
             **self.shown(description),
             pool=_POOLS.get(name),
             freshness_policy=self._freshness_policy,

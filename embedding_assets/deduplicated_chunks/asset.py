@@ -19,7 +19,7 @@ def deduplicated_chunks_asset(
 ) -> dg.AssetsDefinition:
     @collection.asset(
         "deduplicated_chunks",
-        after="documents",
+        after=collection.asset_key("documents"),
         description="Chunks of the documents, their content hashes, and which of them the "
         "cache already holds a vector for.",
         kinds={"parquet", declared.cache.kind},

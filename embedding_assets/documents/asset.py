@@ -11,6 +11,7 @@ from embedding_assets.collection.table_metadata import table_metadata
 from embedding_assets.documents.checks import DocumentChecks, refused_metadata
 from embedding_assets.documents.ingest import Ingest
 from embedding_assets.documents.numbers import ESSENTIAL
+from embedding_assets.documents.source_asset import observation
 from embedding_assets.runs.range_run import RangeRun
 from embedding_assets.runs.refusals import warn_of_refusals
 
@@ -32,6 +33,7 @@ def documents_asset(
 
     @collection.asset(
         "documents",
+        after=collection.source_asset_key,
         description="The validated documents of the partition; what was refused is in the "
         "quarantine, with its reason and position.",
         kinds={"parquet"},
@@ -58,6 +60,8 @@ def documents_asset(
                 config.accept_deletions,
             )
             ingested = ingest.run()
+            if ingested.source is not None:
+                context.log_event(observation(collection, ingested.source))
             warn_of_refusals(context.log, collection.name, ingested.reasons)
         return dg.MaterializeResult(
             metadata=run.of_all_partitions(refused_metadata(ingested)),

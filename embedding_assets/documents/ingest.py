@@ -27,6 +27,7 @@ from embedding_assets.collection.partitions import periods
 from embedding_assets.documents.deletions import DeletionGuard, WithheldDeletions
 from embedding_assets.documents.numbers import (
     Ingested,
+    SourceFiles,
     partition_numbers,
     too_much_refused,
 )
@@ -111,7 +112,12 @@ class Ingest:
             unread_partitions=len(unread),
             reasons=reasons,
             of_no_partition=sum(one.records for one in reasons) - sum(self._quarantined.values()),
+            source=SourceFiles.of(listing) if to_read and self._is_whole(files) else None,
         )
+
+    def _is_whole(self, files: Iterable[str]) -> bool:
+        """Whether the files are all of the source, whatever the periods of the run."""
+        return all(self._state.limited_to(file) is None for file in files)
 
     def _unread(self, marks: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """The numbers of those partitions that need not be read, for nothing changed."""
@@ -149,7 +155,7 @@ class Ingest:
             with Progress(self.log, "documents written", partitions=len(partitions)) as progress:
                 with progress.doing("looking for duplicates and deletions"):
                     spool.refuse_duplicates()
-                    spool.count_yields(all(self._state.limited_to(file) is None for file in files))
+                    spool.count_yields(self._is_whole(files))
                     broken_files = spool.broken_files()
                     refused_files = spool.refused_files(settings.deletions)
                     quarantined = spool.refused_by_reason()
@@ -223,7 +229,7 @@ class Ingest:
 
     def _others(self, run: Sequence[str], files: Sequence[str]) -> list[str]:
         """Partitions outside the run that files which it did not read may have filled."""
-        if all(self._state.limited_to(file) is None for file in files):
+        if self._is_whole(files):
             return []
         return sorted({*self.collection.partitions.get_partition_keys()} - {*run})
 

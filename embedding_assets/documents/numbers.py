@@ -1,14 +1,38 @@
 """What `documents` tells of a run and of each of its partitions."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from embedding_assets.artifacts.quarantine import QuarantineReason
 from embedding_assets.documents.deletions import WithheldDeletions
 from embedding_assets.documents.spool import SOUND_RECORDS, RefusedFile
+from resources.document_sources.base import SourceFile
 
 ESSENTIAL = ("added", "changed", "unchanged", "deleted", "quarantined", "deletions_withheld")
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """All files of a source, as its storage lists them.
+
+    Attributes:
+        files: how many.
+        bytes: of all whose size the storage tells.
+        newest: the time of the last modification that it tells.
+    """
+
+    files: int
+    bytes: int
+    newest: datetime | None
+
+    @staticmethod
+    def of(listing: Sequence[SourceFile]) -> "SourceFiles":
+        times = [file.modified for file in listing if file.modified is not None]
+        return SourceFiles(
+            len(listing), sum(file.size or 0 for file in listing), max(times, default=None)
+        )
 
 
 @dataclass
@@ -27,6 +51,8 @@ class Ingested:
         reasons: what is in the quarantine of these partitions and of the files that are read for
             them, those included that were left as they are.
         of_no_partition: how many of those entries belong to no partition.
+        source: the files of the source; None: nothing of it was read, or only the files of some
+            periods were listed.
     """
 
     read: int = 0
@@ -39,6 +65,7 @@ class Ingested:
     unread_partitions: int = 0
     reasons: list[QuarantineReason] = field(default_factory=list)
     of_no_partition: int = 0
+    source: SourceFiles | None = None
 
     @property
     def unusable(self) -> int:

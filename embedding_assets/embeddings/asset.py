@@ -25,7 +25,7 @@ def embeddings_asset(
 
     @collection.asset(
         "embeddings",
-        after="deduplicated_chunks",
+        after=collection.asset_key("deduplicated_chunks"),
         description="One vector for each distinct chunk: from the cache, or from the model "
         "and then into the cache, flush by flush.",
         kinds={"parquet", declared.cache.kind, *declared.embedder_kinds},

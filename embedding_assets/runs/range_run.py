@@ -76,15 +76,8 @@ class RangeRun:
         self._started = now
 
     def of_all_partitions(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of the metadata of the run as a whole each partition keeps; of very many the last.
-
-        Returns:
-            The metadata for `dg.MaterializeResult`, which gives it to each partition.
-        """
-        if self._essential is None:
-            return metadata
-        self._context.add_asset_metadata(metadata, partition_key=self.partitions[-1])
-        return {}
+        """What of the metadata of the run as a whole each partition keeps, which no one has."""
+        return metadata if self._essential is None else {}
 
     def __exit__(
         self,

@@ -203,6 +203,16 @@ class SourceFile:
 class DocumentSource(dg.ConfigurableResource, ABC):
     """Streams a collection's documents from wherever they are kept."""
 
+    @property
+    @abstractmethod
+    def kinds(self) -> set[str]:
+        """What the documents are kept in, as Dagster calls it: csv, parquet, s3."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The URI of what holds them, which people see: without a secret."""
+
     @abstractmethod
     def read(self, periods: Sequence[Period] | None = None) -> Iterator[Document | Refusal]:
         """Streams every record as a document or a refusal, always in the same order.

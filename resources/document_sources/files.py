@@ -16,21 +16,42 @@ from resources.document_sources.base import (
     SourceFile,
 )
 from resources.document_sources.builder import DocumentBuilder
-from resources.document_sources.dated_paths import period_of
+from resources.document_sources.dated_paths import fixed_folder, generalise, period_of
 from resources.document_sources.formats.registry import (
+    FileFormat,
     format_of,
     is_marker,
     read_file,
 )
 from resources.document_sources.listing import find_files
 from resources.document_sources.settings import FileSourceSettings
-from resources.urls import open_storage
+from resources.urls import as_uri, open_storage
+
+_KINDS = {FileFormat.jsonl: "json"}
+_STORAGES = {
+    "s3": "s3",
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+}
 
 
 class FileDocumentSource(FileSourceSettings, DocumentSource):
     """Documents in files of the formats of `FileFormat`, on any fsspec storage."""
 
     _opened: BinaryIO | None = PrivateAttr(default=None)
+
+    @property
+    def kinds(self) -> set[str]:
+        told = self.format or format_of(self.path)
+        storage = _STORAGES.get(self.path.partition("://")[0])
+        return {_KINDS.get(told, told.value) if told else "file", *([storage] if storage else [])}
+
+    @property
+    def address(self) -> str:
+        chained = "::" in self.path  # storages in each other, such as zip://*.csv::s3://…
+        if chained or not any(sign in generalise(self.path) for sign in "*?["):
+            return as_uri(self.path)
+        return as_uri(fixed_folder(self.path) or "/")
 
     def files(self, periods: Sequence[Period] | None = None) -> list[SourceFile]:
         return self._find(periods)[1]

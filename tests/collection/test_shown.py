@@ -26,7 +26,14 @@ def test_owners_tags_and_description_are_on_all_assets(project: Project) -> None
         owners=["ann@example.org", "team:search"],
         tags={"tier": "gold", "example.org/cost": "42"},
     )
-    assert {"documents", "deduplicated_chunks", "embeddings", "vector_index", "report"} <= {*assets}
+    assert {
+        "docs_source",
+        "documents",
+        "deduplicated_chunks",
+        "embeddings",
+        "vector_index",
+        "report",
+    } <= {*assets}
     for asset in assets.values():
         own, _, below = (asset.description or "").partition("\n\n")
         assert own

@@ -35,8 +35,8 @@ def test_name_and_source_path_are_enough_and_every_default_is_the_documented_one
     definitions = project.definitions(MINIMAL)
     keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
     assert keys == {
-        "docs/documents", "docs/deduplicated_chunks", "docs/embeddings", "docs/vector_index",
-        "docs/report",
+        "docs_source", "docs/documents", "docs/deduplicated_chunks", "docs/embeddings",
+        "docs/vector_index", "docs/report",
     }  # fmt: skip
 
 

@@ -1030,7 +1030,7 @@ def test_partitions_of_a_run_over_very_many_keep_their_essential_numbers(
         "tokens", "tokens_truncated", "chunks_per_second", "tokens_per_second", "errors",
         "error_rate", "peak_memory_mb",
     }  # fmt: skip
-    assert kept["vector_index"] == {"rows_written"}
+    assert kept["vector_index"] == {"rows_written", "dagster/row_count"}
     asset = dg.AssetKey(["corpus", "embeddings"])
     history = latest_materializations(pipeline._instance, asset, 10)
     assert len(history) == 2
