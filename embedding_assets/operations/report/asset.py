@@ -1,8 +1,5 @@
 """Asset `report`: what a collection holds, what it is about, and how its runs went."""
 
-from collections.abc import Callable
-from typing import Any
-
 import dagster as dg
 from pydantic import Field
 
@@ -35,22 +32,6 @@ _DUE = (
 
 
 def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
-    asset: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
-        key=collection.asset_key("report"),
-        deps=[collection.asset_key("vector_index")],
-        # Without one, Dagster's command line refuses to run all assets over a range of partitions.
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        required_resource_keys=collection.resource_keys,
-        automation_condition=_DUE,
-        **collection.shown(
-            "A map of the vectors with the words of its clusters, what is near in meaning, "
-            "repeated text, sizes and ages, the runs over time, the slowest partitions and what "
-            "was refused. Materialize it when you want to look."
-        ),
-        kinds={"html"},
-    )
-
-    @asset
     def report(context: dg.AssetExecutionContext, config: ReportConfig) -> dg.MaterializeResult:
         resources = collection.resources(context)
         history = latest_materializations(
@@ -65,4 +46,18 @@ def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
             }
         )
 
-    return report
+    decorate = dg.asset(
+        key=collection.asset_key("report"),
+        deps=[collection.asset_key("vector_index")],
+        # Without one, Dagster's command line refuses to run all assets over a range of partitions.
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        required_resource_keys=collection.resource_keys,
+        automation_condition=_DUE,
+        **collection.shown(
+            "A map of the vectors with the words of its clusters, what is near in meaning, "
+            "repeated text, sizes and ages, the runs over time, the slowest partitions and what "
+            "was refused. Materialize it when you want to look."
+        ),
+        kinds={"html"},
+    )
+    return decorate(report)
