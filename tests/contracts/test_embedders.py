@@ -1,6 +1,5 @@
 """What every embedder promises; a new embedder is one row of `KINDS`."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from resources.embedders.local import LocalEmbedder
 from resources.embedders.local_model import model_compiler, openvino_model
 from resources.embedders.openai.embedder import OpenAIEmbedder
 from tests.support.fakes import CountingEmbedder
-from tests.support.models import SENTENCES, compile_here, cosines, save_model
+from tests.support.models import SENTENCES, compile_here, cosines, embed_in_threads, save_model
 from tests.support.openai_server import MODEL, OpenAIServer
 
 TEXTS = [text for text in SENTENCES if text.strip()]
@@ -134,18 +133,8 @@ def test_a_prompt_goes_before_the_texts_of_its_role(embedder: Embedder) -> None:
 
 def test_threads_may_share_an_embedder(embedder: Embedder) -> None:
     expected = embedder.embed(TEXTS).vectors
-    results: dict[int, np.ndarray] = {}
-
-    def work(number: int) -> None:
-        results[number] = embedder.embed(TEXTS[number:]).vectors
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(6):
-        assert cosines(results[number], expected[number:]).min() >= 1 - 1e-6
+    for number, batch in enumerate(embed_in_threads(embedder.embed, TEXTS)):
+        assert cosines(batch.vectors, expected[number:]).min() >= 1 - 1e-6
 
 
 def test_calls_hold_every_text_once_in_order(embedder: Embedder) -> None:

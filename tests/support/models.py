@@ -1,6 +1,9 @@
 """Small models with random weights, and what sentence-transformers itself makes of texts."""
 
+import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,18 @@ def reference(embedder: LocalEmbedder, texts: list[str], prompt: str = "") -> np
     return model.encode(texts, prompt=prompt, show_progress_bar=False)
 
 
+def embed_in_threads(embed: Callable[[list[str]], Any], texts: list[str]) -> list[Any]:
+    """What six threads get that begin at the same moment, each without one text more."""
+    together = threading.Barrier(6)
+
+    def work(number: int) -> Any:
+        together.wait()
+        return embed(texts[number:])
+
+    with ThreadPoolExecutor(6) as pool:
+        return [*pool.map(work, range(6))]
+
+
 def compile_here(files: Any, output: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,7 +85,6 @@ def compile_here(files: Any, output: Path) -> None:
 
 def bert_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
@@ -83,21 +97,12 @@ def bert_tokenizer() -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=48,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return _with_special_tokens(tokenizer, "[UNK] [PAD] [CLS] [SEP] [MASK]", inputs)
 
 
 def roberta_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -106,17 +111,20 @@ def roberta_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))  # type: ignore[assignment]
+    inputs = ["input_ids", "attention_mask"]
+    return _with_special_tokens(tokenizer, "<unk> <pad> <s> </s> <mask>", inputs)
+
+
+def _with_special_tokens(tokenizer: Any, special: str, inputs: list[str]) -> Any:
+    """As transformers has it; the special tokens are those that its signature names, in order."""
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        cls_token="<s>",
-        sep_token="</s>",
-        mask_token="<mask>",
         model_max_length=48,
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=inputs,
+        **dict(zip(names, special.split(), strict=True)),
     )
 
 

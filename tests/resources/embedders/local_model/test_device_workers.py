@@ -24,15 +24,19 @@ from resources.embedders.local_model.device_workers import (
 from resources.embedders.local_model.model_files import FileHashes, ModelFiles
 from resources.errors import EmbeddingError, ModelError, TextError
 from tests.support.checkout import PROJECT
-from tests.support.models import SENTENCES, cosines, save_model
+from tests.support.models import (
+    SENTENCES,
+    cosines,
+    embed_in_threads,
+    save_model,
+    sentence_transformer,
+)
 
 DEVICES = {"device A": {"OMP_NUM_THREADS": "1"}, "device B": {"OMP_NUM_THREADS": "1"}}
 
 
 def reference(folder: Path, texts: list[str]) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
+    return sentence_transformer(str(folder)).encode(texts, show_progress_bar=False)
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +55,15 @@ def workers(folder):
     workers = DeviceWorkers(settings_of(folder), DEVICES)
     yield workers
     workers.close()
+    for worker in workers._workers.values():
+        assert worker._process.wait(timeout=60) == 0  # each ends with its parent
 
 
 def test_calls_from_several_threads_use_all_workers_and_keep_their_order(workers, folder):
     expected = reference(folder, SENTENCES)
-    results = {}
-    together = threading.Barrier(6)
-
-    def work(number: int) -> None:
-        together.wait()
-        results[number] = workers.embed(SENTENCES[number:])
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(6):
-        assert cosines(results[number].vectors, expected[number:]).min() >= 1 - 1e-6
+    results = embed_in_threads(workers.embed, SENTENCES)
+    for number, batch in enumerate(results):
+        assert cosines(batch.vectors, expected[number:]).min() >= 1 - 1e-6
     assert results[0].tokens.max() == 48
     assert results[0].truncated_tokens.max() > 0
     assert all(worker._last for worker in workers._workers.values())  # both were asked
@@ -173,21 +168,21 @@ def test_cuda_without_a_device_is_explained(folder, tmp_path, monkeypatch):
         embedder.embed(["hello"])
 
 
-def test_embedder_on_cuda_goes_through_workers(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources.embedders.local, "visible_gpus", lambda: {"device A": {}})
-    monkeypatch.setattr(
-        resources.embedders.local,
-        "WorkerSettings",
-        lambda files, space, _, *rest: WorkerSettings(files, space, "cpu", *rest),
-    )
+def test_embedder_on_cuda_goes_through_workers(folder, workers, tmp_path, monkeypatch):
+    started = []
+
+    def start(settings: WorkerSettings, devices: dict) -> DeviceWorkers:
+        started.append((settings.device, settings.precision, settings.packed, devices))
+        return workers
+
+    gpus = {"GPU 0": {"CUDA_VISIBLE_DEVICES": "0"}}
+    monkeypatch.setattr(resources.embedders.local, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(resources.embedders.local, "DeviceWorkers", start)
     embedder = LocalEmbedder(model=str(folder), model_cache=str(tmp_path), device="cuda")
     batch = embedder.embed(SENTENCES)
     assert cosines(batch.vectors, reference(folder, SENTENCES)).min() >= 1 - 1e-6
+    assert started == [("cuda", "auto", None, gpus)]
     assert "self-check in fp32" in embedder.describe()
-    workers = embedder._loaded.model
-    assert isinstance(workers, DeviceWorkers)
-    workers.close()
-    assert workers._workers["device A"]._process.wait(timeout=60) == 0  # it ends with its parent
 
 
 @pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="no CUDA device")
