@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ from resources.errors import (
     SettingsError,
 )
 from resources.limits.concurrency import AdaptiveConcurrency
-from tests.support.checkout import PROJECT
+from tests.support.forks import FORKS
 from tests.support.instance import shipped_instance
 from tests.support.openai_server import (
     KEY,
@@ -803,17 +802,16 @@ def test_a_run_leaves_the_key_nowhere(
     assert all(KEY in request.headers["authorization"] for request in server.requests)
 
 
-_KILLED_RUN = """
-import sys
-from pathlib import Path
-from tests.support.openai_server import OpenAIServer
-from tests.resources.embedders.openai.test_embedder import pipeline
+class _Elsewhere:
+    """A server in another process."""
 
-class Elsewhere:
-    url = sys.argv[1]
+    def __init__(self, url: str) -> None:
+        self.url = url
 
-pipeline(Elsewhere(), Path(sys.argv[2]), max_concurrency=1).run()
-"""
+
+def _run(url: str, folder: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    pipeline(cast("OpenAIServer", _Elsewhere(url)), folder, max_concurrency=1).run()
 
 
 def test_a_killed_run_keeps_every_finished_request(tmp_path: Path) -> None:
@@ -823,11 +821,10 @@ def test_a_killed_run_keeps_every_finished_request(tmp_path: Path) -> None:
         return server.embeddings(request)
 
     with OpenAIServer(always=kill_at_the_fifth) as server:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _KILLED_RUN, server.url, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        )
-        assert process.wait(120) < 0
+        process = FORKS.Process(target=_run, args=(server.url, tmp_path, {**os.environ}))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         # While the fifth is with the server, the fourth may be on its way into the cache.
         finished = {text for request in server.requests[:3] for text in request.texts}
         del server.requests[:]
