@@ -15,6 +15,7 @@ from embedding_assets.collection.environment import Environment, read_environmen
 from embedding_assets.collection.missing_files import missing_files
 from embedding_assets.collection.mistakes import (
     YamlMistakeError,
+    check_keys_come_once,
     located,
     looks_for_mistakes,
     read_settings,
@@ -73,13 +74,23 @@ class CollectionAttributes(RootModel[dict[str, Any]]):
 class EmbeddingCollection(dg.Component):
     """A corpus kept as a vector index, by four assets: `documents` to `vector_index`."""
 
-    def __init__(self, settings: CollectionSettings, missing: Sequence[str] = ()) -> None:
-        """A collection of these settings; `missing` says which files that they name are not there.
+    def __init__(
+        self,
+        settings: CollectionSettings,
+        missing: Sequence[str] = (),
+        elsewhere: Sequence[str] = (),
+    ) -> None:
+        """A collection, which is there also where files are not that its settings name.
 
-        They may come later, which stops nothing: only a command that looks for mistakes fails.
+        Args:
+            settings: its own.
+            missing: which files are not there. They may come later: it is a mistake only to
+                commands that look for some.
+            elsewhere: the same of paths from templates. Where these lead is up to each machine, of
+                which this need not be the one.
         """
         self.settings = settings
-        self._missing = missing
+        self._missing, self._elsewhere = missing, elsewhere
 
     @classmethod
     def get_model_cls(cls) -> type[CollectionAttributes]:
@@ -92,22 +103,21 @@ class EmbeddingCollection(dg.Component):
         file = context.resolution_context.source_position_tree
         where = file and file.children.get("attributes", file)
         given = attributes.root if isinstance(attributes, CollectionAttributes) else {}
+        check_keys_come_once(where)
         written = read_settings(CollectionSettings, given, where)
         read_environment(context.project_root)  # templates may name what is in .env
         settings = written.rendered(context.resolution_context.resolve_value)
         settings = settings.with_absolute_paths(context.path, context.project_root)
-        missing = [
-            located(said, path, where)
-            for path, said in missing_files(settings)
-            # Where a template leads is up to each machine, of which this need not be the one.
-            if "{{" not in getattr(getattr(written, path[0]), path[1])
-        ]
-        return cls(settings, missing)
+        missing: dict[bool, list[str]] = {False: [], True: []}
+        for path, said in missing_files(settings):
+            is_template = "{{" in getattr(getattr(written, path[0]), path[1])
+            missing[is_template].append(located(said, path, where))
+        return cls(settings, missing[False], missing[True])
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         if self._missing and looks_for_mistakes():
             raise YamlMistakeError("\n".join(self._missing))
-        for said in self._missing:
+        for said in (*self._missing, *self._elsewhere):
             _log.warning("%s", said)
         environment = read_environment(context.project_root)
         return dg.Definitions.merge(

@@ -26,6 +26,9 @@ BROKEN = {
     f"{HEAD}  name: docs\n  source: {{path: x\n": ["defs.yaml:5: ", "','", "begins in line 4"],
     f"{HEAD}\tname: docs\n": ["defs.yaml:3: ", "'\\t'", "not with tabs"],
     f"{HEAD}  name: docs\n  source: {{path: '{{{{ env.'}}\n": ["{{ }} holds no template"],
+    f"{HEAD}  name: docs\n  source: {{path: x}}\n  source: {{fields: {{id: a}}}}\n": [
+        "defs.yaml:5: source is there twice, first in line 4",
+    ],
     "type: embedding_assets.EmbeddingColection\n": ["mean embedding_assets.EmbeddingCollection?"],
     "typ: embedding_assets.EmbeddingCollection\n": ["defs.yaml:1: typ is no", "mean type?"],
     "type: embedding_assets.EmbeddingCollection\n": ["defs.yaml:1: name is missing", "source is"],

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.collection.settings import CollectionSettings, unset_variables
 from resources.document_sources.dated_paths import fixed_folder, generalise, is_there
 from resources.embedders.local_model.model_files import is_folder_name
 from resources.embedders.local_settings import LocalSettings
@@ -17,6 +17,10 @@ def missing_files(settings: CollectionSettings) -> Iterator[tuple[tuple[str, str
         settings: with absolute paths.
     """
     for (part, name), path in _named(settings):
+        if unset := unset_variables(path):
+            said = f"the environment variable {' and '.join(unset)} is not set"
+            yield (part, name), f"{part}.{name}: {said}; it may stand in the project's .env."
+            continue
         if "://" in path or is_there(path):
             continue
         is_pattern = any(sign in generalise(path) for sign in "*?[")

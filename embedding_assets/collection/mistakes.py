@@ -5,12 +5,13 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
+import yaml
 from dagster_shared.yaml_utils.source_position import SourcePositionTree
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
-from yaml import MarkedYAMLError
 
 from resources.errors import InvalidInputError
 
@@ -68,6 +69,36 @@ def located(said: str, path: Sequence[str], where: SourcePositionTree | None) ->
     return f"{where.lookup_closest_and_path(path, None)[0]}: {said}" if where else said
 
 
+def check_keys_come_once(where: SourcePositionTree | None) -> None:
+    """Refuses a file in which a key comes twice: of its values YAML would take the last one.
+
+    Args:
+        where: of any part of the file.
+
+    Raises:
+        YamlMistakeError: one does.
+    """
+    file = where and Path(where.position.filename)
+    if not file or not file.exists():  # settings that are in no file
+        return
+    with file.open(encoding="utf-8") as stream:
+        nodes = [node for node in yaml.compose_all(stream, yaml.SafeLoader) if node]
+    while nodes:
+        node = nodes.pop()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        lines: dict[Any, int] = {}
+        for key, value in pairs:
+            line = key.start_mark.line + 1
+            if (name := key.value) in lines:
+                raise YamlMistakeError(
+                    f"{file}:{line}: {name} is there twice, first in line {lines[name]}: put what "
+                    "belongs to it into one of them."
+                )
+            lines[name] = line
+            nodes.append(value)
+        nodes += node.value if isinstance(node, yaml.SequenceNode) else []
+
+
 def told_of_file(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong around a component's attributes, from an error to which Dagster added lines."""
     without_lines = [
@@ -77,7 +108,7 @@ def told_of_file(error: ValidationError, model: type[BaseModel]) -> str:
     return _all_told(without_lines, model, None)  # pyright: ignore[reportArgumentType]
 
 
-def told_of_syntax(error: MarkedYAMLError) -> str:
+def told_of_syntax(error: yaml.MarkedYAMLError) -> str:
     """Why a file is no YAML."""
     end, begin = error.problem_mark, error.context_mark
     said = f"{end.name}:{end.line + 1}: this is no YAML: " if end else "This is no YAML: "

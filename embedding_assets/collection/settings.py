@@ -1,5 +1,7 @@
 """The settings of one collection, as they stand in its YAML file."""
 
+import os
+import re
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -23,6 +25,9 @@ from resources.document_sources.dated_paths import (
     sparing_names,
 )
 from resources.document_sources.settings import FileSourceSettings
+
+FIRST_YEAR = 1000
+"""The earliest that partitions can begin."""
 
 
 class SourceSettings(FileSourceSettings, Settings):
@@ -67,6 +72,11 @@ class PartitionSettings(Settings):
                     f"partitions by {self.by} need 'start', the first day as YYYY-MM-DD, "
                     f'for example start: "2020-01-01"; got {self.start!r}'
                 ) from None
+            if first_day.year < FIRST_YEAR:
+                raise ValueError(
+                    f"partitions.start is {self.start}; it must be in the year {FIRST_YEAR} or "
+                    "later, for keys of partitions have four digits for it"
+                )
             today = datetime.now(timezone.utc).date()
             if period_start(first_day, self.by) > today:
                 raise ValueError(
@@ -368,10 +378,13 @@ class CollectionSettings(Settings):
         return self
 
     def rendered(self, resolve: Callable[[str], Any]) -> "CollectionSettings":
-        """Fills in templates such as {{ env.ARCHIVE }} in the paths."""
+        """Fills in templates such as {{ env.ARCHIVE }} in the paths.
+
+        One with a variable that is not set stays as it is: no file is called so, and it says why.
+        """
 
         def fill(path: str) -> str:
-            return str(resolve(path)) if "{{" in path else path
+            return str(resolve(path)) if "{{" in path and not unset_variables(path) else path
 
         filled = self._with_paths(fill)
         check_source_path(filled.source.path)
@@ -408,6 +421,12 @@ class CollectionSettings(Settings):
                 "fallback": self.fallback and self.fallback.with_paths(change),
             }
         )
+
+
+def unset_variables(path: str) -> list[str]:
+    """The environment variables in a path's templates that are not set."""
+    named = re.findall(r"\{\{[^}]*?\benv(?:\.|\(\s*['\"])(\w+)", path)
+    return [name for name in named if name not in os.environ]
 
 
 def _located(path: str, beside: Path, project: Path) -> str:

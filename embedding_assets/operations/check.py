@@ -15,7 +15,7 @@ from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.missing_files import missing_files
 from embedding_assets.collection.resources import shared_resources
-from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.collection.settings import CollectionSettings, unset_variables
 from embedding_assets.operations.propose import refused_records
 from resources.artifact_stores.base import ArtifactStore
 from resources.caches.base import EmbeddingCache
@@ -61,7 +61,11 @@ def check_collection(
 
     files: list[SourceFile] = []
 
+    missing = dict(missing_files(settings))
+
     def source() -> tuple[Status, str]:
+        if unset_variables(settings.source.path):
+            return "error", missing["source", "path"]
         listed, are_all = list_some(settings.source.path)
         files.extend(listed)
         more = "" if are_all else "more than "
@@ -74,8 +78,7 @@ def check_collection(
         if embedder := getattr(settings, part):
             yield found(part, lambda embedder=embedder: _embedder(embedder))
     if settings.evaluation:
-        missing = [said for path, said in missing_files(settings) if path[0] == "evaluation"]
-        said = " ".join(missing)
+        said = " ".join(said for path, said in missing.items() if path[0] == "evaluation")
         there = f"{settings.evaluation.queries} and {settings.evaluation.qrels} are there"
         yield Finding(settings.name, "evaluation", "error" if said else "ok", said or there)
 

@@ -11,7 +11,11 @@ from typing import Any
 import yaml
 
 from embedding_assets.collection.partitions import partition_for, partitions_definition
-from embedding_assets.collection.settings import CollectionSettings, PartitionSettings
+from embedding_assets.collection.settings import (
+    FIRST_YEAR,
+    CollectionSettings,
+    PartitionSettings,
+)
 from embedding_assets.operations.guess_fields import Column, GuessedFields, columns_of, guess_fields
 from resources.document_sources import Document, FileDocumentSource, FileFormat, Refusal
 from resources.document_sources.base import RefusalReason, SourceFile
@@ -36,7 +40,6 @@ _BUCKETS = ((1_000, 4), (20_000, 16), (200_000, 64))
 _MOST_BUCKETS = 256
 _AT_LEAST = 10
 """How many times more documents are expected than the files that were listed hold."""
-_FIRST_YEAR = 1000  # of four digits, as the keys of partitions have
 _NON_ASCII = 0.2
 _GZIP = ".gz"
 _MOST_NAMES = 12
@@ -286,7 +289,7 @@ def _partitions(seen: Sequence[datetime], number: int) -> str:
         documents = number / max(1, days / {"year": 365, "month": 30}[coarse])
         if documents > _MOST_OF_A_PERIOD[coarse] and until_now / length <= _MOST_PARTITIONS[finer]:
             by = finer
-    start = date(max(first.year, _FIRST_YEAR), 1 if by == "year" else first.month, 1)
+    start = date(max(first.year, FIRST_YEAR), 1 if by == "year" else first.month, 1)
     return f'{{by: {by}, start: "{start}"}}'
 
 

@@ -161,15 +161,19 @@ def test_a_path_that_is_not_there_yet_is_warned_of_and_stops_only_commands_that_
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("ARCHIVE", "/mnt/archive")
     templated = {"path": "{{ env.ARCHIVE }}/*.jsonl"}
     project.write({**good, "source": templated})
+    unset = "source.path: the environment variable ARCHIVE is not set; it may stand in"
+    assert unset in check(good["name"])[1]["source"][1]
+    project_definitions()
+    assert unset in caplog.text
+    monkeypatch.setenv("ARCHIVE", "/mnt/archive")
     project.write({**good, "name": "later", "source": {"path": "later/"}}, "later")
     said = f"later/defs.yaml:4: source.path: there is nothing at {project.folder}/later"
     keys = {key.path[0] for key in project_definitions().resolve_asset_graph().get_all_asset_keys()}
     assert keys == {"docs", "later"}
     assert said in caplog.text
-    assert "archive" not in caplog.text
+    assert "there is nothing at /mnt/archive" in caplog.text
     monkeypatch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
     with pytest.raises(ValueError, match=said):
         project_definitions()

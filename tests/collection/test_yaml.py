@@ -98,6 +98,7 @@ def test_a_start_day_needs_no_quotes(project: Project) -> None:
         ({"partitions": {"by": "yeer"}}, ["'bucket'; got 'yeer'. Did you mean year?"]),
         ({"partitions": {"by": "year"}}, ["start", "YYYY-MM-DD"]),
         ({"partitions": {"by": "year", "start": "May 2020"}}, ["start", "YYYY-MM-DD", "May 2020"]),
+        ({"partitions": {"by": "year", "start": "0800-12-25"}}, ["start is 0800-12-25", "1000 or"]),
         ({"partitions": {"by": "day", "start": "2999-01-01"}}, ["partitions.start", "future"]),
         ({"partitions": {"by": "year", "start": "2020-01-01"}}, ["source.fields.timestamp"]),
         ({"partitions": {"count": 0}}, ["partitions.count must be at least 1; got 0."]),
