@@ -93,7 +93,8 @@ def _summary(panel: Panel) -> str:
     known = [value for value in panel.values if not math.isnan(value)]
     if not known or panel.sum:
         return f", {short_number(sum(known))} in all" if known else ""
-    return f": last {short_number(known[-1])}, median {short_number(median(known))}"
+    last, middle = (round(value, 1 if value >= 10 else 2) for value in (known[-1], median(known)))
+    return f": last {short_number(last)}, median {short_number(middle)}"
 
 
 def _series(drawing: Drawing, x: Scale, y: Scale, times: Sequence[float], panel: Panel) -> None:
