@@ -29,8 +29,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## Index 120 Python Enhancement Proposals and search in them
 	$(BIN)/embedding-assets build peps
-	$(BIN)/embedding-assets search "How can I tell whether two dictionaries are equal regardless of order?" -c peps -k 3
-	$(BIN)/embedding-assets search "Which proposal lets me write type hints for functions that take other functions?" -c peps -k 3
+	$(BIN)/embedding-assets search "My loop runs over two lists at once and silently drops the end of the longer one. Can I get an error instead?" -c peps -k 2
+	$(BIN)/embedding-assets search "Somebody holds a project name on PyPI but has not touched it for years. May I take it over?" -c peps -k 2
 
 ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port 3000

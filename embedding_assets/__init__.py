@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedding_assets.api import Collection, collections, open
+    from embedding_assets.api import Collection, collections, open, search
     from embedding_assets.collection.collection import CollectionResources
     from embedding_assets.collection.settings import CollectionSettings
     from embedding_assets.component import EmbeddingCollection
@@ -18,6 +18,7 @@ __all__ = [
     "EmbeddingCollection",
     "collections",
     "open",
+    "search",
 ]
 
 # The API and the component bring pyarrow, DuckDB and more along, half of what `import dagster`
@@ -30,6 +31,7 @@ _MODULES = {
     "EmbeddingCollection": "embedding_assets.component",
     "collections": "embedding_assets.api",
     "open": "embedding_assets.api",
+    "search": "embedding_assets.api",
 }
 
 

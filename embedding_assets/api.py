@@ -4,12 +4,12 @@
 import embedding_assets as ea
 
 peps = ea.open("peps")
-peps.search("compare two dictionaries", k=3).to_pandas()
+peps.search("loop over two lists at once", k=3).to_pandas()
 ```
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +34,12 @@ from embedding_assets.collection.partitions import partitions_definition
 from embedding_assets.collection.settings import CollectionSettings
 from embedding_assets.retrieval.evaluation import Evaluation, evaluate_index
 from embedding_assets.retrieval.hits import Hits
-from embedding_assets.retrieval.search import IndexReader
+from embedding_assets.retrieval.locations import locations
+from embedding_assets.retrieval.search import IndexReader, search_indexes
 from embedding_assets.retrieval.text_vectors import text_vectors
 from resources.embedders.base import Role
 from resources.errors import InvalidInputError, NotFoundError
+from resources.vector_stores.base import SearchHit
 
 if TYPE_CHECKING:
     from embedding_assets.operations.build import Build, BuildWatcher
@@ -79,6 +81,11 @@ class Collection:
         """The keys of all its partitions, in order; those by time grow while a handle is kept."""
         return tuple(partitions_definition(self.settings.partitions).get_partition_keys())
 
+    @property
+    def index(self) -> IndexReader:
+        """Its index, in all the embedding spaces in which it has rows."""
+        return IndexReader(self.name, self.resources)
+
     def search(self, text: str, k: int = 5, *, exact: bool = False) -> Hits:
         """Finds the k chunks nearest to a text, best first.
 
@@ -91,7 +98,22 @@ class Collection:
             InvalidInputError: the text is empty, or k below 1.
             NotFoundError: the collection has no index yet.
         """
-        return IndexReader(self.name, self.resources).search(text, k, exact=exact)
+        return self.index.search(text, k, exact=exact)
+
+    def neighbours(self, hit: SearchHit, chunks: int = 1) -> str:
+        """The text around a hit: so many chunks of its document before it and after it.
+
+        They are joined as they stood in the document; what they share stands once.
+        """
+        return self.index.neighbours(hit, chunks)
+
+    def locations(self, hits: Iterable[SearchHit]) -> dict[str, str]:
+        """Where the documents of hits stand in the source, as "file:line", by document id.
+
+        The artifact of `documents` says it, if it is on this machine: to fetch it from elsewhere
+        would cost more than the search.
+        """
+        return locations(self.name, self.settings.source.path, self.resources.artifacts, hits)
 
     def embed(self, texts: Sequence[str], role: Role = "document") -> np.ndarray:
         """Embeds texts as the pipeline does: through the cache, which then holds them.
@@ -344,8 +366,7 @@ class Collection:
                 f"Collection '{self.name}' has no 'evaluation' in its YAML: name the files of "
                 "queries and of qrels."
             )
-        index = IndexReader(self.name, self.resources)
-        return evaluate_index(index, Path(queries), Path(qrels), exact=exact)
+        return evaluate_index(self.index, Path(queries), Path(qrels), exact=exact)
 
     def _partitions(self, asked: Partitions) -> list[str]:
         known = self.partitions
@@ -369,6 +390,37 @@ class Collection:
 
 def _of_reason(entries: pa.RecordBatch, reason: str) -> pa.RecordBatch:
     return entries.filter(pc.call_function("equal", [entries["reason"], reason]))
+
+
+def search(
+    text: str,
+    collections: "str | Collection | Iterable[str | Collection] | None" = None,
+    k: int = 5,
+    *,
+    exact: bool = False,
+) -> Hits:
+    """Finds the k chunks of several collections that are nearest to a text, best first.
+
+    Scores of collections with the same model are compared; where there are several models, ranks
+    are fused.
+
+    Args:
+        text: what to look for.
+        collections: one or several, or their names; by default all of the project that are built.
+        k: how many chunks.
+        exact: compare with every chunk; otherwise a large index may miss some of the best.
+
+    Raises:
+        InvalidInputError: the text is empty, or k below 1.
+        NotFoundError: there is no such collection, or it has no index yet; or none has.
+    """
+    if collections is None:
+        known = list(loaded()[0].values()) or [open()]
+        asked = [one for one in known if one.index.is_built] or known[:1]
+    else:
+        several = [collections] if isinstance(collections, str | Collection) else collections
+        asked = [open(one) if isinstance(one, str) else one for one in several]
+    return search_indexes([one.index for one in asked], text, k, exact=exact)
 
 
 def collections() -> dict[str, Collection]:

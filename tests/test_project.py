@@ -253,8 +253,11 @@ def test_on_the_command_line_the_others_work_and_the_broken_one_is_told_of_in_a_
     assert "A cat sleeps." in found.output
     assert "suorce" not in found.output
     assert "suorce" not in runner.invoke(app, ["collections", "--json"]).stdout
-    for arguments in (["search", "kitten", "-c", "docs"], ["search", "kitten"]):
-        broken = runner.invoke(app, arguments)
-        assert broken.exit_code == 1
-        assert "Collections: good.\nNot loaded: " in broken.output
-        assert "defs.yaml:4: suorce is no setting. Did you mean source?" in broken.output
+    broken = runner.invoke(app, ["search", "kitten", "-c", "docs"])
+    assert broken.exit_code == 1
+    assert "Collections: good.\nNot loaded: " in broken.output
+    assert "defs.yaml:4: suorce is no setting. Did you mean source?" in broken.output
+    others = runner.invoke(app, ["search", "kitten"])
+    assert others.exit_code == 0
+    assert "A cat sleeps." in others.stdout
+    assert "defs.yaml:4: suorce is no setting. Did you mean source?" in others.stderr

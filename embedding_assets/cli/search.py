@@ -1,27 +1,26 @@
 """`embedding-assets search` and `evaluate`: ask an index, and measure how well it answers."""
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from embedding_assets.cli.terminal import (
     AsJson,
     console,
     errors_for_people,
     is_terminal,
-    plain,
     print_rows,
     warn,
 )
-from resources.errors import InvalidInputError
 
-_SNIPPET = 160
+if TYPE_CHECKING:
+    from embedding_assets.api import Collection
+
 Exact = Annotated[
     bool,
     typer.Option(
@@ -35,49 +34,71 @@ Exact = Annotated[
 def search(
     text: Annotated[str, typer.Argument(help="What to look for.")],
     collection: Annotated[
-        str | None,
-        typer.Option("--collection", "-c", help="The collection; may be left out if there is one."),
+        list[str] | None,
+        typer.Option(
+            "--collection",
+            "-c",
+            help="A collection to search in; may be given several times. Default: all that are "
+            "built.",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many chunks.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many documents.")] = 5,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show whole chunks, not only their best sentences.")
+    ] = False,
+    context: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Show of each document the best chunk whole, and so many before and after it.",
+        ),
+    ] = 0,
     exact: Exact = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the chunks nearest to a text."""
-    with errors_for_people():
-        if not text.strip():
-            raise InvalidInputError("The text to search for is empty.")
-        import embedding_assets as ea
+    """Find the documents nearest to a text, each with its best passages.
 
-        name = (opened := ea.open(collection)).name
-        hits = opened.search(text, k, exact=exact)
+    A score is the cosine of question and passage, 1 at most. Of several collections with different
+    models the ranks are fused.
+    """
+    from resources.identity.content_hash import canonical_question
+
+    with errors_for_people():
+        canonical_question(text)  # a mistake in the command is told before anything is loaded
+        import embedding_assets as ea
+        from embedding_assets.cli.answers import answers, as_rows, print_answers
+        from embedding_assets.retrieval.search import CHUNKS_PER_DOCUMENT
+
+        asked = _asked(collection)
+        hits = ea.search(text, asked, k * CHUNKS_PER_DOCUMENT, exact=exact)
+        found = answers(hits, asked, k, context)
     if len(hits.spaces) > 1:
         models = " and ".join(space.model for space in hits.spaces)
-        warn(
-            f"Part of '{name}' is in the fallback's embedding space. Ranks of {models} were "
-            "fused; their scores cannot be compared."
-        )
+        warn(f"Ranks of {models} were fused: scores of different models cannot be compared.")
     if as_json:
-        print_rows([asdict(hit) for hit in hits], True)
+        print_rows(as_rows(found), True)
         return
-    table = Table(title=plain(f"{name}: {text}"), title_justify="left", show_lines=True)
-    for column, options in (
-        ("score", {"justify": "right"}),
-        ("document", {"overflow": "fold"}),
-        ("span", {"justify": "right"}),
-        ("text", {}),
-    ):
-        table.add_column(column, **options)  # pyright: ignore[reportArgumentType]
-    for hit in hits:
-        snippet = " ".join(hit.text.split())
-        if len(snippet) > _SNIPPET:
-            snippet = snippet[:_SNIPPET] + "…"
-        table.add_row(
-            f"{hit.score:.3f}",
-            plain(hit.document_id),
-            f"{hit.span_start}-{hit.span_end}",
-            Text.assemble((plain(" ".join(hit.title.split())), "bold"), "\n", plain(snippet)),
-        )
-    console.print(table)
+    print_answers(found, text, hits, full=full or bool(context))
+
+
+def _asked(names: "Sequence[str] | None") -> "list[Collection]":
+    """The collections to search in; says which others of the project are left out, and why."""
+    import embedding_assets as ea
+    from embedding_assets.api import loaded
+
+    if names:
+        return [ea.open(name) for name in dict.fromkeys(names)]
+    available, broken = loaded()
+    if not available or (len(available) == 1 and not broken):
+        return [ea.open()]
+    built = [one for one in available.values() if one.index.is_built]
+    for sentence in broken:
+        warn(f"Not searched: {sentence}")
+    if built and len(built) < len(available):
+        left_out = [name for name, one in available.items() if one not in built]
+        warn(f"Not searched, for nothing is built there yet: {', '.join(left_out)}.")
+    return built or list(available.values())
 
 
 def evaluate(

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resources.document_sources.headings import Heading
+from resources.sentences import SENTENCE_OR_LIST_ITEM
 
 Offsets = npt.NDArray[np.int32]
 """Shape (tokens, 2): the character span [start, end) of each token of a text."""
@@ -18,9 +19,6 @@ _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 _WHITE_SPACE = re.compile(r"\s*")
 
 # A match ends where a piece may begin; from coarse to fine. The finest level, tokens, is not here.
-SENTENCE_OR_LIST_ITEM = re.compile(
-    r"""[.!?…]["'”’»)\]*_`]*\s+|[。！？｡।॥።။۔؟]+\s*|\n\s*(?=(?:[-*+•]|\d{1,3}[.)])\s)"""
-)
 _LINE = re.compile(r"\n\s*")
 WORD = re.compile(r"\s+")
 _FINER_LEVELS = (SENTENCE_OR_LIST_ITEM, _LINE, WORD)

@@ -1,7 +1,8 @@
-"""Search in a collection's index."""
+"""Search in the indexes of collections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.retrieval.fusion import documents_from_chunks, fuse_rankings
@@ -9,11 +10,47 @@ from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.text_vectors import text_vectors
 from resources.embedders.base import Embedder
 from resources.errors import InvalidInputError
-from resources.identity.content_hash import canonical_text
-from resources.vector_stores.base import NoIndexError
+from resources.identity.content_hash import canonical_question, chunk_id
+from resources.identity.embedding_space import EmbeddingSpace
+from resources.vector_stores.base import NoIndexError, SearchHit
 
-_CHUNKS_PER_DOCUMENT = 10
+CHUNKS_PER_DOCUMENT = 10
 """To rank k documents, so many times k chunks are fetched: several may be of one document."""
+
+
+def search_indexes(
+    indexes: "Sequence[IndexReader]", text: str, k: int, *, exact: bool = False
+) -> Hits:
+    """The k chunks of some collections that are nearest to a text, best first.
+
+    Each embedding space is asked with a query vector of its own. Scores of one space are compared,
+    whatever the collection; those of different spaces cannot be, so that their ranks are fused.
+
+    Args:
+        indexes: those of the collections.
+        text: what to look for.
+        k: how many chunks.
+        exact: compare with every chunk, as `VectorStore.search` says.
+
+    Raises:
+        InvalidInputError: the text is empty, or k below 1.
+        NoIndexError: a collection has no index yet.
+    """
+    question = canonical_question(text)
+    if k < 1:
+        raise InvalidInputError(f"k, the number of chunks to find, must be at least 1, got {k}")
+    asked = [(index, embedder) for index in indexes for embedder in index.embedders()]
+    found: dict[EmbeddingSpace, list[SearchHit]] = {}
+    for index, embedder in asked:
+        (vector,) = text_vectors(index.resources.cache, embedder, [question], "query")
+        store, space = index.resources.store, embedder.space
+        hits = store.search(index.collection, space, vector, k, exact=exact)
+        found.setdefault(space, []).extend(hits)
+    rankings = [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found.values()]
+    by_id = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
+    fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
+    collections = [index.collection for index in indexes]
+    return Hits((by_id[chunk] for chunk in fused[:k]), list(found), collections)
 
 
 @dataclass(frozen=True)
@@ -24,34 +61,28 @@ class IndexReader:
     resources: CollectionResources
 
     def search(self, text: str, k: int, *, exact: bool = False) -> Hits:
-        """The k chunks nearest to a text, best first.
+        """The k chunks nearest to a text, best first, as `search_indexes` finds them."""
+        return search_indexes([self], text, k, exact=exact)
 
-        Where rows are in more than one embedding space, each is asked with a query vector of its
-        own and the ranks are fused: scores of different spaces cannot be compared.
+    def neighbours(self, hit: SearchHit, chunks: int) -> str:
+        """The text around a hit: so many chunks of its document before it and after it, as one."""
+        numbers = range(max(0, hit.chunk_number - chunks), hit.chunk_number + chunks + 1)
+        ids = [chunk_id(self.collection, hit.document_id, number) for number in numbers]
+        columns = ("chunk_number", "span_start", "span_end", "text")
+        for embedder in self.resources.embedders:
+            found = self.resources.store.rows(self.collection, embedder.space, ids, columns)
+            rows = sorted(found.to_pylist(), key=lambda row: row["chunk_number"])
+            if any(row["chunk_number"] == hit.chunk_number for row in rows):
+                return _joined(rows)
+        return hit.text  # another run has just taken the document out
 
-        Args:
-            text: what to look for.
-            k: how many chunks.
-            exact: compare with every chunk, as `VectorStore.search` says.
-
-        Raises:
-            InvalidInputError: the text is empty, or k below 1.
-            NoIndexError: the collection has no index yet.
-        """
-        if not canonical_text(text):
-            raise InvalidInputError("the text to search for is empty")
-        if k < 1:
-            raise InvalidInputError(f"k, the number of chunks to find, must be at least 1, got {k}")
-        embedders = self.embedders()
-        rankings = []
-        for embedder in embedders:
-            (vector,) = text_vectors(self.resources.cache, embedder, [text], "query")
-            rankings.append(
-                self.resources.store.search(self.collection, embedder.space, vector, k, exact=exact)
-            )
-        hits = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
-        fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
-        return Hits((hits[chunk] for chunk in fused[:k]), [e.space for e in embedders])
+    @property
+    def is_built(self) -> bool:
+        """Whether there is something to search in."""
+        try:
+            return bool(self.embedders())
+        except NoIndexError:
+            return False
 
     def rank_documents(
         self, queries: Mapping[str, str], k: int, *, exact: bool = False
@@ -63,7 +94,7 @@ class IndexReader:
             vectors = text_vectors(self.resources.cache, embedder, texts, "query")
             for query, vector in zip(queries, vectors, strict=True):
                 hits = self.resources.store.search(
-                    self.collection, embedder.space, vector, k * _CHUNKS_PER_DOCUMENT, exact=exact
+                    self.collection, embedder.space, vector, k * CHUNKS_PER_DOCUMENT, exact=exact
                 )
                 rankings[query].append(
                     documents_from_chunks([(hit.document_id, hit.score) for hit in hits], k)
@@ -88,3 +119,14 @@ class IndexReader:
         if not asked:
             raise NoIndexError(self.collection, first.space)
         return asked
+
+
+def _joined(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The texts of neighbouring chunks as they stood in the document, without what they share."""
+    text, end = "", 0
+    for row in rows:
+        if text and row["span_start"] > end:
+            text += "\n\n"
+        text += row["text"][max(0, end - row["span_start"]) if text else 0 :]
+        end = row["span_end"]
+    return text

@@ -4,6 +4,8 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable
 
+from resources.errors import InvalidInputError
+
 HASH_BYTES = 20
 """160 bits: beyond collisions by accident, and by design at any affordable cost."""
 
@@ -22,6 +24,18 @@ def canonical_text(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text.replace("\ufeff", ""))
     return text.strip()
+
+
+def canonical_question(text: str) -> str:
+    """A question in that form.
+
+    Raises:
+        InvalidInputError: nothing is left of it.
+    """
+    canonical = canonical_text(text)
+    if not canonical:
+        raise InvalidInputError("The text to search for is empty.")
+    return canonical
 
 
 def digest(*parts: str) -> bytes:

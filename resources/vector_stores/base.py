@@ -64,8 +64,10 @@ class SearchHit:
 
     Attributes:
         score: cosine similarity to the query, from -1 to 1.
+        collection: the collection in whose index it is.
         chunk_id: the chunk's key in the store.
         document_id: the id of its document, as in the source.
+        chunk_number: its place among the document's chunks, from 0.
         title: the document's title.
         text: the chunk's own text, without the context that was embedded with it.
         span_start: where it begins in the document's text, in characters.
@@ -76,8 +78,10 @@ class SearchHit:
     """
 
     score: float
+    collection: str
     chunk_id: str
     document_id: str
+    chunk_number: int
     title: str
     text: str
     span_start: int
@@ -204,6 +208,16 @@ class VectorStore(dg.ConfigurableResource, ABC):
         Raises:
             NoIndexError: there is no such table yet.
         """
+
+    @abstractmethod
+    def rows(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        chunk_ids: Sequence[str],
+        columns: Sequence[str],
+    ) -> pa.Table:
+        """Columns of the rows with these chunk ids, in any order; of none that is not there."""
 
     @abstractmethod
     def count(self, collection: str, space: EmbeddingSpace) -> int: ...

@@ -67,7 +67,7 @@ _REMOVALS_AT_A_TIME = 4096
 # Rows that are to be removed have no partition, and no vector by which a search could find them.
 _PRESENT, _REMOVED = "partition IS NOT NULL", "partition IS NULL"
 _HIT_COLUMNS = [
-    "chunk_id", "document_id", "title", "text",
+    "chunk_id", "document_id", "chunk_number", "title", "text",
     "span_start", "span_end", "partition", "timestamp", "metadata",
 ]  # fmt: skip
 
@@ -267,11 +267,26 @@ class LanceDBVectorStore(VectorStore):
         return [
             SearchHit(
                 score=1.0 - row.pop("_distance"),  # cosine distance = 1 - cosine
+                collection=collection,
                 metadata=json.loads(row.pop("metadata")),
                 **row,
             )
             for row in found
         ]
+
+    @_in_empty_context
+    def rows(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        chunk_ids: Sequence[str],
+        columns: Sequence[str],
+    ) -> pa.Table:
+        found = self._answer(collection, space, lambda table: _rows(table, chunk_ids, columns))
+        if found is None:
+            schema = row_schema(space)
+            return pa.schema([schema.field(name) for name in columns]).empty_table()
+        return found
 
     @_in_empty_context
     def count(self, collection: str, space: EmbeddingSpace) -> int:
@@ -400,15 +415,19 @@ def _complete(table: Any, collection: str, rows: list[dict[str, Any]]) -> None:
     }
     if not first_chunks:
         return
-    query = table.search().select(["chunk_id", "title", "metadata"])
-    found = query.where(f"chunk_id IN ({_literals([*first_chunks.values()])})").to_list()
-    by_chunk = {row["chunk_id"]: row for row in found}
+    found = _rows(table, [*first_chunks.values()], ["chunk_id", "title", "metadata"])
+    by_chunk = {row["chunk_id"]: row for row in found.to_pylist()}
     for row in rows:
         if row["metadata"] is None:
             # Nothing, if another run has just taken the document out.
             first = by_chunk.get(first_chunks[row["document_id"]], {})
             row["title"] = first.get("title") or ""
             row["metadata"] = first.get("metadata") or "{}"
+
+
+def _rows(table: Any, chunk_ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
+    asked = f"chunk_id IN ({_literals(chunk_ids) or 'NULL'}) AND {_PRESENT}"
+    return table.search().select(list(columns)).where(asked).to_arrow()
 
 
 def _with_removals(rows: pa.RecordBatchReader, removed: set[str]) -> Iterator[pa.RecordBatch]:

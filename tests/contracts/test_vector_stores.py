@@ -279,6 +279,19 @@ def test_scan_has_no_limit_of_rows(store):
     assert all(b.schema.names == ["chunk_id"] for b in batches)
 
 
+def test_rows_are_found_by_their_ids(store):
+    assert store.rows(NAME, SPACE, ids(1), ["chunk_id", "vector"]).schema == pa.schema(
+        [SCHEMA.field("chunk_id"), SCHEMA.field("vector")]
+    )
+    store.replace(NAME, SPACE, reader(batch(ids(*range(300)))))
+    store.replace(NAME, SPACE, reader(), remove_chunk_ids=ids(7))
+    asked = [*ids(*range(5, 205)), "o'clock", "nobody"]
+    found = store.rows(NAME, SPACE, asked, ["chunk_id", "document_id"])
+    assert sorted(found["chunk_id"].to_pylist()) == [*ids(5, 6), *ids(*range(8, 205))]
+    assert {f"d-{row['chunk_id']}" == row["document_id"] for row in found.to_pylist()} == {True}
+    assert store.rows(NAME, SPACE, [], ["chunk_id"]).num_rows == 0
+
+
 def test_search_returns_the_best_first_with_cosine_as_score(store):
     chunks = ids(*range(500))
     store.replace(NAME, SPACE, reader(batch(chunks)))

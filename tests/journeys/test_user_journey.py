@@ -87,7 +87,7 @@ def test_mistakes_on_the_command_line_end_in_one_sentence(
     # The same program in this process: to start it takes much longer than to find a mistake.
     monkeypatch.setenv("EMBEDDING_DATA_DIR", str(tmp_path))
     empty = CliRunner().invoke(app, ["search", " ", "-c", "peps"])
-    assert "the text to search for is empty" in empty.output
+    assert "The text to search for is empty." in empty.output
     unbuilt = CliRunner().invoke(app, ["search", "hi", "-c", "peps"])
     assert "Build it first: `embedding-assets build peps`" in unbuilt.output
     assert not list(tmp_path.rglob("*.xml"))  # no model was compiled to find that out
