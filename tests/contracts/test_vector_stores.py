@@ -1,11 +1,10 @@
 """What every vector store promises; a new store is one row of `KINDS`."""
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ import pytest
 from resources.errors import NotFoundError
 from resources.vector_stores.base import VectorStore
 from resources.vector_stores.from_url import vector_store_from_url
-from tests.support.checkout import PROJECT
 from tests.support.chunk_rows import (
     NAME,
     OTHER,
@@ -27,6 +25,7 @@ from tests.support.chunk_rows import (
     rows,
 )
 from tests.support.fakes import fake_vector
+from tests.support.forks import FORKS
 
 KINDS: dict[str, Callable[[Path], str]] = {"lancedb": lambda folder: f"{folder}/vectors"}
 """The URL of an empty store."""
@@ -187,14 +186,10 @@ def test_text_and_vector_come_back_as_they_were(store, text):
 # --- several processes
 
 
-WRITE = """
-import multiprocessing, sys
-from resources.vector_stores.from_url import vector_store_from_url
-from tests.support.chunk_rows import NAME, SPACE, batch, ids, reader
-
-def work(letter, start, url):
+def _write_in_turns(letter: str, start: Any, url: str) -> None:
     store = vector_store_from_url(url)
-    import lancedb
+    import lancedb  # noqa: F401 - before the two begin at the same moment
+
     for number in range(10):
         start.wait()
         store.replace(f"{NAME}{number}", SPACE, reader(batch([letter])))
@@ -205,21 +200,17 @@ def work(letter, start, url):
         store.replace(NAME, SPACE, reader(batch(ids(first + 1))), remove_chunk_ids=gone)
         store.replace(NAME, SPACE, reader(batch(gone, text=letter)))
 
-fork = multiprocessing.get_context("fork")
-start = fork.Barrier(2, timeout=20)  # seconds; one does not wait for ever for one that failed
-processes = [fork.Process(target=work, args=(letter, start, sys.argv[1])) for letter in "ab"]
-for process in processes:
-    process.start()
-for process in processes:
-    process.join()
-sys.exit(any(process.exitcode for process in processes))
-"""
-
 
 def test_two_processes_that_make_tables_and_write_the_same_keys_at_once_lose_and_double_nothing(
     url, store
 ):
-    subprocess.run([sys.executable, "-c", WRITE, url], cwd=PROJECT, check=True)
+    start = FORKS.Barrier(2, timeout=60)  # seconds; one does not wait for ever for one that failed
+    processes = [FORKS.Process(target=_write_in_turns, args=(one, start, url)) for one in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     assert sorted(rows(store)) == ids(*range(300))
     assert store.count(NAME, SPACE) == 300
     for number in range(10):
@@ -227,20 +218,17 @@ def test_two_processes_that_make_tables_and_write_the_same_keys_at_once_lose_and
         assert sorted(found["chunk_id"].to_pylist()) == ["a", "b"]
 
 
-WRITE_ONE = """
-import sys
-from resources.vector_stores.from_url import vector_store_from_url
-from tests.support.chunk_rows import NAME, SPACE, batch, ids, reader
-
-store = vector_store_from_url(sys.argv[1])
-store.replace(NAME, SPACE, reader(batch(ids(2), text="new")))
-"""
+def _write_one(url: str) -> None:
+    vector_store_from_url(url).replace(NAME, SPACE, reader(batch(ids(2), text="new")))
 
 
 def test_a_reader_sees_what_another_process_committed(url, store):
     store.replace(NAME, SPACE, reader(batch(ids(1))))
     assert len(store.search(NAME, SPACE, fake_vector("x", 16), 10)) == 1
-    subprocess.run([sys.executable, "-c", WRITE_ONE, url], cwd=PROJECT, check=True)
+    writer = FORKS.Process(target=_write_one, args=(url,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
     assert sorted(rows(store)) == ids(1, 2)
     assert store.count(NAME, SPACE) == 2
     hit = store.search(NAME, SPACE, fake_vector("c00002", 16), 10)[0]
