@@ -32,8 +32,8 @@ demo: $(INSTALLED) ## Index 120 Python Enhancement Proposals and search in them
 	$(BIN)/embedding-assets search "My loop runs over two lists at once and silently drops the end of the longer one. Can I get an error instead?" -c peps -k 2
 	$(BIN)/embedding-assets search "Somebody holds a project name on PyPI but has not touched it for years. May I take it over?" -c peps -k 2
 
-ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000
-	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000 (or PORT=3001)
+	$(BIN)/dg dev --host 127.0.0.1 --port $(or $(PORT),3000)
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -65,8 +65,8 @@ docs: $(VENV)/.installed-docs ## Write the pages that are made from the code, an
 	tar -cf - --exclude='*.py' --exclude=__pycache__ $(PAGES) | tar -xf - -C build/pages
 	$(BIN)/zensical build --strict --clean
 
-docs-serve: docs ## Show the site on http://127.0.0.1:8000
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+docs-serve: docs ## Show the site on http://127.0.0.1:8000 (or PORT=8001)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(or $(PORT),8000)
 
 $(VENV)/.installed-docs: $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,docs]' || \

@@ -1,6 +1,7 @@
 """The pages tell of all there is, links lead somewhere, and CONTRIBUTING.md keeps its word."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from docs import make_reference
+from embedding_assets.cli.main import app
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
 from tests.support.checkout import PROJECT
@@ -30,6 +34,10 @@ def test_every_file_that_it_names_exists_unless_it_is_new() -> None:
     assert {path for path, new in named.items() if (PROJECT / path).exists() == new} == set()
 
 
+MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
+_PROGRAM = get_command(app)
+assert isinstance(_PROGRAM, TyperGroup)
+COMMANDS = _PROGRAM.commands
 PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("benchmarks/*.md")]
 
 
@@ -40,6 +48,23 @@ def test_every_link_and_every_file_of_code_leads_somewhere(page: Path) -> None:
     named = {PROJECT / path for path, new in named_files(text).items() if not new}
     code = {path for path in named if path.suffix == ".py"}
     assert {path for path in links | code if not path.exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_a_sentence_is_one(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for said in re.findall(r"`((?:make|python -m|embedding-assets) [^`]+)`", text):
+        program, name, *rest = shlex.split(said.removeprefix("python "))
+        if program == "make":
+            assert re.search(rf"^{name}:", MAKEFILE, re.M), said
+        elif program == "-m":
+            assert (PROJECT / name.replace(".", "/")).with_suffix(".py").exists(), said
+        else:
+            command = COMMANDS[name]
+            if isinstance(command, TyperGroup) and rest:
+                command = command.commands[rest[0]]
+            options = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in rest if word.startswith("-")} <= options, said
 
 
 def test_it_walks_through_five_changes() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from datetime import datetime, timezone
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -72,3 +73,19 @@ def test_times_in_json_are_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows([{"time": moment, "day": moment.date(), "text": "ü"}], True)
     expected = {"time": "2020-03-04T05:06:07+00:00", "day": "2020-03-04", "text": "ü"}
     assert json.loads(capsys.readouterr().out) == [expected]
+
+
+def test_mistakes_end_in_one_sentence_before_anything_heavy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDDING_DATA_DIR", str(tmp_path))
+    for arguments, said in (
+        (["hello", "-c", "nowhere"], "Error: There is no collection 'nowhere'. Collections: "),
+        ([" ", "-c", "peps"], "The text to search for is empty"),
+        (["hi", "-c", "peps"], "Build it first: `embedding-assets build peps`"),
+    ):
+        done = CliRunner().invoke(app, ["search", *arguments])
+        assert done.exit_code == 1
+        assert said in done.output
+        assert "Traceback" not in done.output
+    assert not list(tmp_path.rglob("*.xml"))  # no model was compiled to find that out

@@ -2,18 +2,15 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import PROJECT
+from tests.support.checkout import PROJECT, make_environment
 
 PACKAGED = ("embedding_assets", "resources", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
 PYPROJECT = """\
@@ -80,20 +77,10 @@ class NewProject:
         self._make_environment(wheel, package.parent)
 
     def _make_environment(self, wheel: Path, source: Path) -> None:
-        venv.create(self._venv, symlinks=True)
+        make_environment(self._venv, (source,), ("dg", "dagster"))
         python = str(self._venv / "bin" / "python")
         install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
         _check([sys.executable, "-m", "pip", "--python", python, *install], self.folder)
-        # Everything else comes from the environment of the tests. A .pth file in there, such as
-        # that of an editable installation, has no effect here.
-        (site_packages,) = self._venv.glob("lib/python*/site-packages")
-        paths = f"{sysconfig.get_path('purelib')}\n{source}\n"
-        (site_packages / "others.pth").write_text(paths)
-        for name in ("dg", "dagster"):
-            program = (Path(sys.executable).parent / name).read_text()
-            script = self._venv / "bin" / name
-            script.write_text(re.sub(r"^#!.*", f"#!{python}", program, count=1))
-            script.chmod(0o755)
 
     def run(self, *command: str) -> str:
         environment = {
