@@ -113,7 +113,8 @@ def _watch(opened: "Collection", partitions: str | None, every: float, as_json: 
             if changed := changes():  # what failed is tried again when anything changes
                 runs, failed = [*(one for one in failed if one not in changed), *changed], []
                 for run in runs:
-                    with progress(stderr, opened.name) as watcher, answering_interrupts(stderr):
+                    shown = progress(stderr, opened.name, passing=True)
+                    with shown as watcher, answering_interrupts(stderr):
                         built = opened.build(run, watcher=watcher)
                     _tell_change(opened, built, as_json)
                     if built.status == "failed":

@@ -43,15 +43,29 @@ def own_stderr() -> Iterator[Console]:
 
 
 @contextmanager
-def progress(console: Console, collection: str | None) -> Iterator["BuildWatcher"]:
-    """Shows what a build tells; there is a sign of life before Dagster is even loaded."""
+def progress(
+    console: Console, collection: str | None, *, passing: bool = False
+) -> Iterator["BuildWatcher"]:
+    """Shows what a build tells; there is a sign of life before Dagster is even loaded.
+
+    Args:
+        console: of stderr.
+        collection: its name; None: the only one.
+        passing: whether nothing of it stays on a terminal.
+    """
     what = f"Building {plain(collection)}" if collection else "Building"
     if not console.is_interactive:
         console.print(f"{what} ...")
         yield _lines(console)
         return
     picture = _Picture(what)
-    with Live(get_renderable=picture.draw, console=console, refresh_per_second=_REFRESH_PER_SECOND):
+    with Live(
+        get_renderable=picture.draw,
+        console=console,
+        refresh_per_second=_REFRESH_PER_SECOND,
+        transient=passing,
+    ) as live:
+        live.refresh()
         try:
             yield picture.watcher(console)
         finally:
@@ -154,8 +168,8 @@ class _Picture:
             else:
                 rows.add_row("", Text(stage, "dim"), "", "")
         title = Text(f"{self._title}  ", "bold").append(f"{now - self._began:,.0f} s", "dim")
-        if not self._stages and not self.over:
-            return Group(title, Text("Loading Dagster ...", "dim"))
+        if not self._stages:
+            return "" if self.over else Group(title, Text("Loading Dagster ...", "dim"))
         said = [Text(self._said, "dim")] if self._said and not self.over else []
         return Group(title, rows, *said)
 

@@ -1,5 +1,6 @@
 """What `embedding-assets build` says when it has built: numbers, checks, and what to do next."""
 
+import shlex
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def _user_interface() -> str:
     environment = read_environment()
     if (environment.project / "Makefile").exists():
         return "make ui"
-    return f"DAGSTER_HOME={environment.dagster_home} dg dev"
+    return f"DAGSTER_HOME={shlex.quote(str(environment.dagster_home))} dg dev"
 
 
 def _print_failure(built: "Build") -> None:
@@ -192,9 +193,9 @@ def print_change(collection: "Collection", built: "Build") -> None:
     changes = {name: label for name, label in _CHANGES.items() if documents.get(name)}
     console.print(
         f"{datetime.now():%H:%M:%S} {plain(first if first == last else f'{first}...{last}')}: "
-        f"{_counts(documents, changes) or 'no documents'}; "
-        f"{embeddings.get('embedded', 0):,.0f} chunks embedded, "
-        f"{_index(index, built)}, {built.seconds:,.1f} s",
+        f"documents: {_counts(documents, changes) or 'none'}; "
+        f"chunks: {embeddings.get('embedded', 0):,.0f} embedded; "
+        f"index: {_index(index, built)}; {built.seconds:,.1f} s",
         soft_wrap=True,
     )
     if built.failure:

@@ -17,10 +17,19 @@ from filelock import FileLock
 
 from resources.errors import InvalidInputError
 
-_NEW_HOME = """\
-telemetry:
-  enabled: false  # nothing about this project leaves the machine
+NEW_HOME = """\
+telemetry: {enabled: false}  # nothing about this project leaves the machine
+nux: {enabled: false}
+python_logs:
+  managed_python_loggers: [embedding_assets, resources]
+  python_log_level: INFO
+concurrency:
+  runs: {max_concurrent_runs: 4}
+  pools: {default_limit: 1, granularity: op}  # one run at a time uses the device, one the index
+instance_class: {module: resources.dagster_instance.home, class: SharedHomeInstance}
+run_launcher: {module: resources.dagster_instance.run_launcher, class: WatchedRunLauncher}
 """
+"""The dagster.yaml of a project that has none: what matters of the one that ships."""
 
 
 def open_home(home: Path) -> dg.DagsterInstance:
@@ -33,7 +42,7 @@ def open_home(home: Path) -> dg.DagsterInstance:
         raise InvalidInputError(f"DAGSTER_HOME must be an absolute path, not {str(home)!r}.")
     if not home.exists():
         home.mkdir(parents=True)
-        (home / "dagster.yaml").write_text(_NEW_HOME)
+        (home / "dagster.yaml").write_text(NEW_HOME)
     return dg.DagsterInstance.from_config(str(home))
 
 

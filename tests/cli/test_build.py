@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,16 +10,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from embedding_assets import api
+from embedding_assets.cli.build_progress import progress
 from embedding_assets.cli.main import app
-from embedding_assets.operations.build import BuildWatcher
 from resources.dagster_instance.dead_runs import working_on
 from resources.errors import EmbedderUnavailableError
 from tests.support.checkout import PROJECT
@@ -58,12 +61,8 @@ def build(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["build", "corpus", *arguments])
 
 
-def of_json(result: Result) -> dict[str, Any]:
-    return json.loads(result.stdout)
-
-
 def test_a_build_says_what_it_did_and_the_next_one_embeds_nothing(
-    corpus: Callable[..., Pipeline],
+    corpus: Callable[..., Pipeline], home: Path
 ) -> None:
     pipeline = corpus(["one text", "another text", "one text"])
     first = build()
@@ -73,21 +72,17 @@ def test_a_build_says_what_it_did_and_the_next_one_embeds_nothing(
     assert "✓ completeness" in first.stdout
     assert 'embedding-assets search "..." -c corpus' in first.stdout
     assert len(pipeline.rows()) == 3
-    second = build()
-    assert "nothing: every chunk was in the cache" in second.stdout
-    assert "(0 written, 0 removed)" in second.stdout
+    built = json.loads(build("bucket_0...bucket_1", "--json").stdout)  # and nothing else
     assert sorted(pipeline.embedder.texts) == ["another text", "one text"]
-
-
-def test_dagster_has_all_of_the_run_and_json_is_all_that_is_on_stdout(
-    corpus: Callable[..., Pipeline], home: Path
-) -> None:
-    corpus(["one text", "another text"])
-    built = of_json(build("bucket_0...bucket_1", "--json"))
     assert built["status"] == "succeeded"
     assert built["partitions"] == ["bucket_0", "bucket_1"]
-    assert built["assets"]["documents"]["added"] == 2
-    assert built["assets"]["embeddings"]["cache_misses"] == 2
+    assert built["assets"]["documents"]["unchanged"] == 3
+    assert built["assets"]["embeddings"]["cache_misses"] == 0
+    assert built["assets"]["vector_index"]["rows_written"] == 0
+    _assert_dagster_has_all_of_it(home, built)
+
+
+def _assert_dagster_has_all_of_it(home: Path, built: dict[str, Any]) -> None:
     with shipped_instance(home) as instance:
         run = instance.get_run_by_id(built["runs"][0])
         assert run is not None
@@ -159,6 +154,7 @@ def test_who_waits_for_another_run_says_for_which_and_goes_on_when_it_is_over(
     corpus: Callable[..., Pipeline], home: Path
 ) -> None:
     pipeline = corpus(["one text"])
+    terminal = Console(file=StringIO(), force_terminal=True, force_interactive=True, width=100)
     with shipped_instance(home) as instance:
         other = instance.add_run(dg.DagsterRun("other", status=dg.DagsterRunStatus.STARTED))
         events = instance.event_log_storage
@@ -166,18 +162,26 @@ def test_who_waits_for_another_run_says_for_which_and_goes_on_when_it_is_over(
         assert events.claim_concurrency_slot("embedding_device", other.run_id, "step").is_claimed
         said: list[str] = []
 
-        class Frees(BuildWatcher):
-            def message(self, level: int, asset: str, text: str) -> None:
-                del level, asset
-                if "waits for a place" in text:
-                    said.append(text)
-                    events.free_concurrency_slots_for_run(other.run_id)
+        def frees(level: int, asset: str, text: str) -> None:
+            del level, asset
+            if "waits for a place" in text:
+                said.append(text)
+                events.free_concurrency_slots_for_run(other.run_id)
 
-        with working_on(instance, other.run_id):
-            built = pipeline.opened.build(watcher=Frees())
+        with working_on(instance, other.run_id), progress(terminal, "corpus") as watcher:
+            assert "Building corpus" in drawn(terminal)
+            watcher.message = frees
+            built = pipeline.opened.build(watcher=watcher)
     assert built.status == "succeeded"
     assert other.run_id in said[0]
     assert f"process {os.getpid()} on " in said[0]
+    last = drawn(terminal).rpartition("Building corpus, 2 partitions, bucket_0...bucket_1")[2]
+    assert [line.split()[:2] for line in last.splitlines()[1:5]] == [["✓", one] for one in ASSETS]
+
+
+def drawn(terminal: Console) -> str:
+    assert isinstance(terminal.file, StringIO)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
 
 
 def test_a_range_that_is_none_is_told_before_anything_runs(

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
+import yaml
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 
-from resources.dagster_instance.home import SharedHomeInstance
+from resources.dagster_instance.home import NEW_HOME, SharedHomeInstance, open_home
+from resources.errors import InvalidInputError
+from tests.support.checkout import PROJECT
 from tests.support.instance import dagster_home, shipped_instance
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -106,3 +110,13 @@ def test_the_storage_of_dagster_yaml_wins(tmp_path: Path) -> None:
         assert instance.get_runs_count() == 0
     assert (tmp_path / "elsewhere/history/runs.db").exists()
     assert not (home / "history/runs.db").exists()
+
+
+def test_a_home_that_is_made_has_what_matters_of_the_one_that_ships(tmp_path: Path) -> None:
+    shipped = yaml.safe_load((PROJECT / "dagster_home" / "dagster.yaml").read_text())
+    assert shipped | yaml.safe_load(NEW_HOME) == shipped
+    with open_home(tmp_path / "home") as instance:
+        assert isinstance(instance, SharedHomeInstance)
+        assert not instance.telemetry_enabled
+    with pytest.raises(InvalidInputError, match="absolute path"):
+        open_home(Path("home"))
