@@ -40,7 +40,7 @@ def _pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) ->
     pipeline = Pipeline(folder, str(folder / "source"), settings=settings)
     opened = pipeline.opened
     loaded = project.LoadedCollections([(opened.settings, opened.resources)], [])
-    monkeypatch.setattr(project, "load_collections", lambda: loaded)
+    monkeypatch.setattr(project, "load_collections", lambda *_: loaded)
     return pipeline
 
 
