@@ -31,6 +31,8 @@ _TIMES = (
 _LIKE_ID = re.compile(r"(?:^|_|-|\.)(?:id|uuid|guid|key)$|[a-z](?:Id|ID)$")
 _LIKE_TIME = re.compile(r"date|time|created|publish|posted|issued|updated|modified|year|day", re.I)
 _WRITTEN_AS_TIME = re.compile(r"\d{4}-\d{2}(-\d{2})?([T ].*)?")
+_LIKE_A_VALUE = re.compile(r"[\d.,:/+-]+|.{64,}", re.DOTALL)
+_LONGEST_NAME = 40
 _NO_RANK = 100
 _ALMOST_ALL = 0.98
 _FEW_TWICE = 0.05
@@ -111,6 +113,11 @@ def guess_fields(
     """
     guessed = GuessedFields()
     columns = columns_of([record for those in records.values() for record in those])
+    if values := [column.path for column in columns if _LIKE_A_VALUE.fullmatch(column.path)]:
+        guessed.notes.append(
+            f"A field is called {values[0][:_LONGEST_NAME]!r}, which looks like a value. CSV needs "
+            "a first row with the names of its fields."
+        )
     if one_a_file:
         columns = [column for column in columns if column.path not in ("text", "title")]
     else:

@@ -309,6 +309,11 @@ def test_only_the_beginning_is_read_of_large_files_and_of_a_folder_of_many(
     assert source_of(proposal) == {"fields": TEXT_AND_ID}
 
 
+def test_a_csv_file_without_a_header_is_noticed(proposed: Callable[..., Proposal]) -> None:
+    proposal = proposed("a.csv", {"a.csv": f"1,{TEXT}\n2,{TEXT}\n3,{TEXT}\n".encode()})
+    assert any("'1', which looks like a value" in note for note in proposal.notes)
+
+
 def test_ids_that_come_in_several_files_are_told_of(proposed: Callable[..., Proposal]) -> None:
     record = {"id": "a", "text": TEXT, "created": "2020-01-01"}
     snapshots = {
