@@ -38,7 +38,6 @@ from dagster.components.resolved.errors import ResolutionException
 from dagster_shared.check import CheckError
 from dagster_shared.error import DagsterUnresolvableSymbolError
 from dagster_shared.record import record
-from jinja2 import TemplateError
 from pydantic import ValidationError
 from yaml import MarkedYAMLError
 
@@ -60,7 +59,6 @@ _MISTAKES = (
     EmbeddingAssetsError,
     ValidationError,
     MarkedYAMLError,
-    TemplateError,
     CheckError,
     dg.DagsterError,
     DagsterUnresolvableSymbolError,
@@ -286,7 +284,7 @@ class CollectionTree(dg.ComponentTree):
         """
         sentence = _sentence(_file(loc), error)
         if looks_for_mistakes():
-            if not isinstance(_reason(error), _MISTAKES):
+            if not isinstance(_reason(error), (*_MISTAKES, _template_error())):
                 raise error
             self.mistakes.append(sentence)
         where = loc.get_display_key(self.defs_module_path)
@@ -313,6 +311,12 @@ def _reason(error: BaseException) -> BaseException:
     return error
 
 
+def _template_error() -> type[Exception]:
+    from jinja2 import TemplateError  # Dagster imports it for templates, which few files have
+
+    return TemplateError
+
+
 def _sentence(file: Path, error: BaseException) -> str:
     """What is wrong, and where; without values, of which some are secrets."""
     error = _reason(error)
@@ -322,7 +326,7 @@ def _sentence(file: Path, error: BaseException) -> str:
         said = told_of_file(error, ComponentFileModel)
     elif isinstance(error, MarkedYAMLError):
         said = told_of_syntax(error)
-    elif isinstance(error, TemplateError):
+    elif isinstance(error, _template_error()):
         said = f"{{{{ }}}} holds no template: {error}"
     elif isinstance(error, _MISTAKES):
         said = " ".join(str(error).split()).removeprefix("Invariant failed. Description: ")

@@ -1,11 +1,8 @@
 """Who is told when something went wrong."""
 
-import http.client
 import json
 import logging
 import os
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from urllib.parse import urlsplit
 
@@ -47,6 +44,10 @@ class WebhookNotifier(Notifier):
     timeout: float = Field(default=10.0, description="Seconds to wait for the answer.")
 
     def notify(self, title: str, text: str) -> str:
+        import http.client
+        import urllib.error
+        import urllib.request
+
         fallback = LogNotifier().notify(title, text)
         url = os.environ.get(self.url_variable, "")
         body = json.dumps({"text": f"{title}\n{text}"}).encode()

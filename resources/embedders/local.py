@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from resources.embedders.base import Embedder, EmbeddingBatch, Role
-from resources.embedders.local_model.device_workers import (
-    DeviceWorkers,
-    WorkerSettings,
-    visible_gpus,
-)
 from resources.embedders.local_model.model_compiler import UnsupportedModelError
 from resources.embedders.local_model.model_files import (
     FileHashes,
@@ -25,13 +20,16 @@ from resources.embedders.local_model.model_files import (
     find_model,
 )
 from resources.embedders.local_model.openvino_model import OpenVINOModel, load_openvino_model
-from resources.embedders.local_model.torch_model import TorchModel
 from resources.embedders.local_settings import CPU_BATCH_TOKENS, LocalSettings
 from resources.identity.embedding_space import EmbeddingSpace
 
 SECONDS_PER_CALL = 10.0
 """Two are under way, so that one is over about every five. Much shorter calls waste time: their
 last batches are not full, and storing their vectors takes as long as for many."""
+if TYPE_CHECKING:
+    from resources.embedders.local_model.device_workers import DeviceWorkers
+    from resources.embedders.local_model.torch_model import TorchModel
+
 CALLS_PER_GPU = 6
 """Three batches are on their way through a GPU while as many are tokenized or stored."""
 
@@ -60,6 +58,8 @@ class LocalEmbedder(LocalSettings, Embedder):
         """Calls of `embed` at a time that keep all devices and the tokenizer busy."""
         device = _available_device(self.device)
         if device == "cuda":
+            from resources.embedders.local_model.device_workers import visible_gpus
+
             return max(1, CALLS_PER_GPU * len(visible_gpus()))
         return 2  # one at the tokenizer, one at the model
 
@@ -122,7 +122,7 @@ class LocalEmbedder(LocalSettings, Embedder):
 class _LoadedModel:
     """A loaded model, and how it came to be loaded so, in words."""
 
-    model: OpenVINOModel | TorchModel | DeviceWorkers
+    model: "OpenVINOModel | TorchModel | DeviceWorkers"
     note: str
 
 
@@ -140,16 +140,26 @@ def _load(
     batch_tokens: int | None,
 ) -> _LoadedModel:
     if device == "cuda":
+        from resources.embedders.local_model.device_workers import (
+            DeviceWorkers,
+            WorkerSettings,
+            visible_gpus,
+        )
+
         settings = WorkerSettings(files, space, device, precision, batch_tokens, cache)
         model = DeviceWorkers(settings, visible_gpus())
         return _LoadedModel(model, model.check)
     if device == "mps":
+        from resources.embedders.local_model.torch_model import TorchModel
+
         model = TorchModel(files, space, device, precision, batch_tokens)
         return _LoadedModel(model, str(model.check))
     batch_tokens = batch_tokens or CPU_BATCH_TOKENS
     try:
         return _LoadedModel(*load_openvino_model(files, space, cache, precision, batch_tokens))
     except UnsupportedModelError as error:
+        from resources.embedders.local_model.torch_model import TorchModel
+
         model = TorchModel(files, space, "cpu", "fp32", batch_tokens)
         return _LoadedModel(model, f"slower than need be, for OpenVINO cannot run it: {error}")
 

@@ -17,7 +17,7 @@ import pytest
 import resources.embedders.local
 from resources.embedders.cosine import MIN_COSINE
 from resources.embedders.local import LocalEmbedder
-from resources.embedders.local_model import model_compiler, openvino_model
+from resources.embedders.local_model import model_compiler, openvino_model, torch_model
 from resources.embedders.local_model.model_compiler import (
     REFERENCE_TEXTS,
     SHORT_REFERENCE_TEXTS,
@@ -449,7 +449,7 @@ def test_damaged_blob_does_no_harm(damage, pristine, damaged):
 def test_compiled_model_that_always_fails_its_self_check_is_not_used(damaged, monkeypatch):
     embedder, _, calls = damaged
     monkeypatch.setitem(MIN_COSINE, "fp32", 1.1)
-    monkeypatch.setattr(resources.embedders.local, "TorchModel", lambda *_: "torch")
+    monkeypatch.setattr(torch_model, "TorchModel", lambda *_: "torch")
     assert "OpenVINO cannot run it: self-check" in embedder._loaded.note
     assert len(calls) == 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import resources.embedders.local
 from resources.embedders.local import LocalEmbedder
+from resources.embedders.local_model import device_workers
 from resources.embedders.local_model.device_workers import (
     DeviceWorkers,
     WorkerSettings,
@@ -162,7 +162,7 @@ def test_gpus_are_those_that_this_process_may_see(monkeypatch):
 
 
 def test_cuda_without_a_device_is_explained(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources.embedders.local, "visible_gpus", dict)
+    monkeypatch.setattr(device_workers, "visible_gpus", dict)
     embedder = LocalEmbedder(model=str(folder), model_cache=str(tmp_path), device="cuda")
     with pytest.raises(EmbeddingError, match="sees no CUDA device here"):
         embedder.embed(["hello"])
@@ -176,8 +176,8 @@ def test_embedder_on_cuda_goes_through_workers(folder, workers, tmp_path, monkey
         return workers
 
     gpus = {"GPU 0": {"CUDA_VISIBLE_DEVICES": "0"}}
-    monkeypatch.setattr(resources.embedders.local, "visible_gpus", lambda: gpus)
-    monkeypatch.setattr(resources.embedders.local, "DeviceWorkers", start)
+    monkeypatch.setattr(device_workers, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(device_workers, "DeviceWorkers", start)
     embedder = LocalEmbedder(model=str(folder), model_cache=str(tmp_path), device="cuda")
     batch = embedder.embed(SENTENCES)
     assert cosines(batch.vectors, reference(folder, SENTENCES)).min() >= 1 - 1e-6
