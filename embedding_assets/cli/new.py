@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,21 +54,8 @@ def new(
                 "A name begins with a letter, and has letters, digits and underscores; "
                 f"got {name!r}."
             )
-        from dagster import ComponentTree
-
-        from embedding_assets.collection.environment import read_environment
-        from embedding_assets.operations.propose import propose
-
-        project = read_environment().project
-        folder = ComponentTree.for_project(project).defs_module_path
-        if name is not None:
-            _check_new(folder, name)
-        if is_terminal(as_json):
-            with console.status("Looking …"):
-                proposal = propose(path, project, name)
-        else:
-            proposal = propose(path, project, name)
-        _check_new(folder, proposal.name)
+        with console.status("Looking …") if is_terminal(as_json) else nullcontext():
+            proposal, project, folder = _looked_at(path, name)
     file = folder / proposal.name / "defs.yaml"
     if not as_json:
         _show(proposal, path)
@@ -90,6 +78,22 @@ def new(
         console.print(plain(f"Wrote {shown}. Next:"))
         for command in next_commands:
             console.print(Text(f"  {plain(command)}", "bold"), soft_wrap=True)
+
+
+def _looked_at(path: str, name: str | None) -> "tuple[Proposal, Path, Path]":
+    """What is proposed, the folder of the project, and that of its collections."""
+    from dagster import ComponentTree
+
+    from embedding_assets.collection.environment import read_environment
+    from embedding_assets.operations.propose import propose
+
+    project = read_environment().project
+    folder = ComponentTree.for_project(project).defs_module_path
+    if name is not None:  # it is told before the data are looked at
+        _check_new(folder, name)
+    proposal = propose(path, project, name)
+    _check_new(folder, proposal.name)
+    return proposal, project, folder
 
 
 def _check_new(folder: Path, name: str) -> None:
