@@ -78,7 +78,8 @@ def build(
             print_summary(opened, built, again)
         if watch and built.status != "interrupted":
             sys.stdout.flush()
-            _watch(opened, partition_range, every, as_json)
+            failed = [built.partitions] if built.status == "failed" else []
+            _watch(opened, partition_range, failed, every, as_json)
     raise typer.Exit(_status(built, strict))
 
 
@@ -100,17 +101,22 @@ def _status(built: "Build", strict: bool) -> int:
     return _CHECK_FAILED if red else 0
 
 
-def _watch(opened: "Collection", partitions: str | None, every: float, as_json: bool) -> None:
-    """Builds what changes, until somebody interrupts."""
+def _watch(
+    opened: "Collection",
+    partitions: str | None,
+    failed: list[list[str]],
+    every: float,
+    as_json: bool,
+) -> None:
+    """Builds what changes, and then what has `failed` too, until somebody interrupts."""
     if not as_json:
         console.print(
             f"\nWatching {plain(opened.settings.source.path)}, every {every:g} s; Ctrl-C ends it.",
             style="bold",
         )
-    failed: list[list[str]] = []
     with opened.watching(partitions) as changes, own_stderr() as stderr:
         while True:
-            if changed := changes():  # what failed is tried again when anything changes
+            if changed := changes():
                 runs, failed = [*(one for one in failed if one not in changed), *changed], []
                 for run in runs:
                     shown = progress(stderr, opened.name, passing=True)

@@ -32,6 +32,9 @@ def print_summary(collection: "Collection", built: "Build", again: str) -> None:
         _print_failure(built)
     elif built.status == "interrupted":
         console.print("Interrupted. What was finished is kept.", style="bold yellow")
+    elif red := built.failed_checks("ERROR"):
+        names = ", ".join(check.check for check in red)
+        console.print(f"\nDone in {built.seconds:,.1f} s, but not well: {names}", style="bold red")
     else:
         console.print(f"\nDone in {built.seconds:,.1f} s", style="bold")
     if built.numbers:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -229,7 +229,7 @@ class _Run:
         if interrupted:
             result.status, result.failure = "interrupted", None
 
-    def _events(self, result: Build) -> Iterator[dg.DagsterEvent]:
+    def _events(self, result: Build) -> Generator[dg.DagsterEvent, None, None]:
         first, last = self.partitions[0], self.partitions[-1]
         run = self.instance.create_run_for_job(
             self.job,
