@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+from dagster._utils.concurrency import ConcurrencyKeyInfo
 
 from resources.dagster_instance.dead_runs import (
     end_dead_runs,
@@ -71,11 +72,7 @@ def _wait_for_place(context: Any, pool: str, step_key: str) -> None:
             end_dead_runs(instance)
             free_places_of_finished_runs(instance, pool)
             info = instance.event_log_storage.get_concurrency_info(pool)
-            if not info.slot_count or not any(
-                (step.run_id, step.step_key) == (context.run_id, step_key)
-                and step.assigned_timestamp is None
-                for step in info.pending_steps
-            ):
+            if _may_have_a_place(instance, info, context.run_id, step_key):
                 return
             if (now := holders(instance, pool)) != said:
                 said = now
@@ -83,6 +80,30 @@ def _wait_for_place(context: Any, pool: str, step_key: str) -> None:
                     f"{step_key} waits for a place in the pool '{pool}' (limit "
                     f"{info.slot_count}), which has: {'. And: '.join(said)}."
                 )
+
+
+def _may_have_a_place(
+    instance: dg.DagsterInstance, info: ConcurrencyKeyInfo, run_id: str, step_key: str
+) -> bool:
+    """Whether a step's turn has come; one that nobody would ever call queues up anew.
+
+    Dagster looks for a place first and queues the step up afterwards, and a place that becomes free
+    is given to who is in the queue by then. So a step that comes to the queue just after, or whose
+    predecessor was killed before it gave the place on, would wait for a place that nobody has.
+    """
+    us = (run_id, step_key)
+    ours = [step for step in info.pending_steps if (step.run_id, step.step_key) == us]
+    if not info.slot_count or not ours:
+        return True
+    if ours[0].assigned_timestamp is not None:  # two that queue up anew at once may both be called
+        has_it = us in [(place.run_id, place.step_key) for place in info.claimed_slots]
+        return has_it or len(info.claimed_slots) < info.slot_count
+    called = sum(step.assigned_timestamp is not None for step in info.pending_steps)
+    if called >= info.slot_count:
+        return False
+    storage, pool = instance.event_log_storage, info.concurrency_key
+    storage.free_concurrency_slot_for_step(run_id, step_key)
+    return storage.claim_concurrency_slot(pool, run_id, step_key, ours[0].priority).is_claimed
 
 
 @contextmanager
