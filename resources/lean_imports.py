@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,7 +44,7 @@ def import_openvino() -> ModuleType:
 def _validators_when_used() -> Iterator[None]:
     """Lets pydantic put off, of models that are made meanwhile, all that they need not yet."""
     before = BaseModel.model_config
-    BaseModel.model_config = ConfigDict(**before, defer_build=True)
+    BaseModel.model_config = cast(ConfigDict, {**before, "defer_build": True})
     try:
         yield
     finally:

@@ -44,7 +44,8 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
     def kinds(self) -> set[str]:
         told = self.format or format_of(self.path)
         storage = _STORAGES.get(self.path.partition("://")[0])
-        return {_KINDS.get(told, told.value) if told else "file", *([storage] if storage else [])}
+        kinds = {_KINDS.get(told, told.value) if told else "file"}
+        return kinds | {storage} if storage else kinds
 
     @property
     def address(self) -> str:

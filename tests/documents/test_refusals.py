@@ -82,11 +82,11 @@ def test_a_wrong_field_name_is_seen_wherever_somebody_looks(
         assert accounting.severity is dg.AssetCheckSeverity.ERROR
         assert str(accounting.description).startswith("All 200 records that were read were refused")
         assert EXAMPLE in str(accounting.description)
-    for own in per_partition(result, "documents").values():
-        assert own["quarantined_of_no_partition"] == 200
-        (record,) = own["refused"].records
-        assert (record.data["reason"], record.data["records"]) == ("no_id", 200)
-        assert (record.data["file"], record.data["line"]) == ("export.csv", 2)
+        for own in per_partition(result, "documents").values():
+            assert own["quarantined_of_no_partition"] == 200
+            (record,) = own["refused"].records
+            assert (record.data["reason"], record.data["records"]) == ("no_id", 200)
+            assert (record.data["file"], record.data["line"]) == ("export.csv", 2)
 
     listed = _command("quarantine", "corpus").stdout
     assert EXAMPLE in listed

@@ -18,7 +18,8 @@ KEY = dg.AssetKey(["corpus_source"])
 RECORDS = [{"id": "1", "text": "one"}, {"id": "2", "text": "two", "created": "2024-05-01"}]
 
 
-def seen(observation: dg.AssetObservation) -> dict[str, Any]:
+def seen(observation: object) -> dict[str, Any]:
+    assert isinstance(observation, dg.AssetObservation)
     assert observation.asset_key == KEY
     return {name: entry.value for name, entry in observation.metadata.items()}
 
