@@ -44,8 +44,10 @@ class FileDocumentSource(FileSourceSettings, DocumentSource):
     def kinds(self) -> set[str]:
         told = self.format or format_of(self.path)
         storage = _STORAGES.get(self.path.partition("://")[0])
-        kinds = {_KINDS.get(told, told.value) if told else "file"}
-        return kinds | {storage} if storage else kinds
+        kinds = {_KINDS.get(told, str(told.value)) if told else "file"}
+        if storage:
+            kinds.add(storage)
+        return kinds
 
     @property
     def address(self) -> str:
