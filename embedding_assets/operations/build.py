@@ -68,7 +68,7 @@ class CheckOutcome:
         passed: whether all was well.
         severity: how bad it is if not: "WARN" or "ERROR".
         description: a sentence.
-        numbers: that it judged.
+        numbers: that it judged, and what else it tells in a word.
     """
 
     asset: str
@@ -253,7 +253,7 @@ class _Run:
             found.passed,
             found.severity.value,
             found.description or spec.description or "",
-            {name: plain(value) for name, value in found.metadata.items()},
+            {name: one.value for name, one in found.metadata.items() if _is_plain(one.value)},
         )
 
 
@@ -273,7 +273,5 @@ def _add_numbers(sums: dict[str, float], asset: str, metadata: Mapping[str, Any]
             sums[name] = sums.get(name, 0) + metadata[name].value
 
 
-def plain(value: dg.MetadataValue) -> Any:
-    """The number or the text of a metadata value."""
-    found = value.value
-    return found if isinstance(found, str | int | float | bool | None) else str(found)
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
