@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
@@ -60,6 +60,7 @@ class Automated:
         self.repository = self.definitions.get_repository_def()
         self.cursors: dict[str, str | None] = {}
         self.run_keys: set[str] = set()
+        self.assets: Sequence[str] = ASSETS
 
     def write(self, name: str, *documents: Mapping[str, Any]) -> Path:
         return write_jsonl(self.archive / name, documents)
@@ -95,7 +96,11 @@ class Automated:
             first, _, last = _range(request).partition("...")
             ranges.append(_range(request))
             result = self.pipeline.run(
-                first, last or first, instance=self.instance, raise_on_error=succeed
+                first,
+                last or first,
+                assets=self.assets,
+                instance=self.instance,
+                raise_on_error=succeed,
             )
             assert result.success is succeed
         return ranges
@@ -132,6 +137,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def automated(tmp_path: Path, instance: dg.DagsterInstance) -> Automated:
     return Automated(tmp_path, instance)
+
+
+@pytest.fixture
+def documents_only(automated: Automated) -> None:
+    """Its runs end with what the source sensor looks at."""
+    automated.assets = ["documents"]
 
 
 def test_new_changed_and_deleted_files_are_requested_once_each_and_exactly(
@@ -232,6 +243,7 @@ def test_what_changes_back_before_its_run_has_read_it_is_requested_all_the_same(
     assert automated.requested("source") == []
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_tick_that_is_lost_asks_again_for_the_same_runs(automated: Automated) -> None:
     automated.write("a.jsonl", document("a", 1))
     automated.execute("source")
@@ -248,6 +260,7 @@ def test_a_backfill_before_the_first_tick_leaves_nothing_to_request(automated: A
     assert automated.requested("source") == []
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_touched_file_with_the_same_documents_requests_nothing(automated: Automated) -> None:
     path = automated.write("a.jsonl", document("a", 1))
     automated.execute("source")
@@ -255,6 +268,7 @@ def test_a_touched_file_with_the_same_documents_requests_nothing(automated: Auto
     assert automated.requested("source") == []
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_file_replaced_by_one_of_equal_size_and_time_is_noticed(automated: Automated) -> None:
     path = automated.write("a.jsonl", document("a", 1))
     os.utime(path, (0, 0))
@@ -264,6 +278,7 @@ def test_a_file_replaced_by_one_of_equal_size_and_time_is_noticed(automated: Aut
     assert automated.requested("source") == ["2024-01-01"]
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_of_many_files_one_change_is_one_request(automated: Automated) -> None:
     for number in range(300):
         automated.write(f"{number}.jsonl", document(str(number), 1 + number % 28))
@@ -324,6 +339,7 @@ def test_only_the_partitions_that_read_a_file_are_requested_for_it(
     assert automated.titles() == {"a": "second"}
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_file_of_which_every_record_is_refused_reaches_the_quarantine(
     automated: Automated,
 ) -> None:
@@ -337,6 +353,7 @@ def test_a_file_of_which_every_record_is_refused_reaches_the_quarantine(
     assert automated.pipeline.quarantine() == []
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_file_of_which_every_document_is_of_no_partition_reaches_the_quarantine(
     automated: Automated,
 ) -> None:
@@ -369,6 +386,7 @@ def test_an_archive_that_is_not_there_deletes_nothing(automated: Automated) -> N
     assert "no file is not taken to mean" in (data.skip_message or "")
 
 
+@pytest.mark.usefixtures("documents_only")
 def test_a_file_that_cannot_be_read_is_looked_into_again(automated: Automated) -> None:
     automated.write("a.jsonl", document("a", 1))
     missing = automated.archive / "b.jsonl"
