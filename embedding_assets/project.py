@@ -6,14 +6,16 @@ files at once; of an error that is no mistake in YAML they show where in the cod
 """
 
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster._utils.warnings import suppress_dagster_warnings
@@ -110,17 +112,40 @@ def load_collections(name: str | None = None) -> LoadedCollections:
 def project_definitions(around: Path | None = None) -> dg.Definitions:
     """What stands under a project's `defs/`, each file apart from the others.
 
+    A process makes it once: Dagster asks for it before a run, and again before each step. Once a
+    file there or a variable of the environment has changed it is made anew.
+
     Args:
         around: a path within the project; by default the working directory.
 
     Raises:
         YamlMistakeError: there are some, and a command looks for them.
     """
-    tree = CollectionTree.for_project(read_environment(around).project)
+    project = read_environment(around).project
+    folder = _defs_folder(project)
+    written = frozenset(
+        (str(file), status.st_mtime_ns, status.st_size, status.st_ino)
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix != ".pyc" and (status := file.stat())
+    )
+    return _definitions(project, written, frozenset(os.environ.items()))
+
+
+@lru_cache(maxsize=1)
+def _definitions(
+    project: Path, written: frozenset[Any], variables: frozenset[tuple[str, str]]
+) -> dg.Definitions:
+    del written, variables  # what the definitions depend on
+    tree = CollectionTree.for_project(project)
     definitions = tree.build_defs()
     if tree.mistakes:
         raise YamlMistakeError("\n\n".join(sorted({*tree.mistakes})))
     return definitions
+
+
+@lru_cache(maxsize=16)  # to find it, two TOML parsers in pure Python read the project's settings
+def _defs_folder(project: Path) -> Path:
+    return CollectionTree.for_project(project).defs_module_path
 
 
 class BrokenFile(dg.Component):

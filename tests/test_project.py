@@ -131,6 +131,22 @@ def test_asset_sensor_and_schedule_of_the_others_work_while_one_is_broken_and_it
     assert mended.resolve_assets_def(dg.AssetKey(["docs", "documents"]))
 
 
+def test_definitions_are_made_once_until_a_file_or_a_variable_changes(
+    good: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = project_definitions()
+    assert project_definitions() is first
+    monkeypatch.setenv("ANY_VARIABLE", "of which a template may speak")
+    second = project_definitions()
+    assert second is not first
+    assert project_definitions() is second
+    good.write(f"{HEAD}  name: new\n  source: {{path: {good.folder}/good.jsonl}}\n", "new")
+    third = project_definitions()
+    assert third.resolve_assets_def(dg.AssetKey(["new", "documents"]))
+    (good.beside.parent / "new" / "defs.yaml").unlink()
+    assert dg.AssetKey(["new", "documents"]) not in project_definitions().resolve_all_asset_keys()
+
+
 def test_whoever_names_a_collection_waits_for_no_other_file(
     good: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
