@@ -33,7 +33,7 @@ PROGRAMS = {
 }
 FLOOR, SEARCH, AGAIN = "floor of a search", "search", "search, asked before"
 _OURS = str(Path(sys.executable).parent / "embedding-assets")
-_COLLECTION, _PARTITION = "peps", "2020"
+COLLECTION, PARTITION = "peps", "2020"
 _FLOOR = """
 import sys
 
@@ -71,7 +71,7 @@ def imports() -> dict[str, Callable[[], float]]:
 
 def commands(data: Path) -> dict[str, Callable[[], float]]:
     """What commands cost, with the sample's index in the folder of outputs."""
-    of = ("--collection", _COLLECTION)
+    of = ("--collection", COLLECTION)
     (model,) = (path.parent for path in (data / "models").glob("*/model.xml"))
     (table,) = (data / "vectors").glob("*.lance")
     run = partial(cpu_seconds, _OURS)
@@ -83,7 +83,7 @@ def commands(data: Path) -> dict[str, Callable[[], float]]:
         AGAIN: partial(run, "search", "a question that was asked before", *of),
         "collections": partial(run, "collections"),
         "cache stats": partial(run, "cache", "stats"),
-        f"plan of {_PARTITION}": partial(run, "plan", _COLLECTION, _PARTITION),
+        f"plan of {PARTITION}": partial(run, "plan", COLLECTION, PARTITION),
         "--help": partial(run, "--help"),
         "search with an unknown option": partial(run, "search", "x", "--nope", statuses=(2,)),
         "search in no such collection": partial(run, "search", "x", "-c", "nowhere", statuses=(1,)),
@@ -106,7 +106,7 @@ def build_sample(folder: Path) -> None:
     os.environ["DAGSTER_HOME"] = str(folder / "home")
     shutil.copytree(Path(__file__).parents[1] / "dagster_home", folder / "home")
     # 3: the check of the retrieval quality misses all the other years.
-    cpu_seconds(_OURS, "build", _COLLECTION, _PARTITION, statuses=(0, 3))
+    cpu_seconds(_OURS, "build", COLLECTION, PARTITION, statuses=(0, 3))
 
 
 def main() -> None:
