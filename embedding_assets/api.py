@@ -37,6 +37,7 @@ from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.locations import locations
 from embedding_assets.retrieval.search import IndexReader, search_indexes
 from embedding_assets.retrieval.text_vectors import text_vectors
+from resources.artifact_stores.base import ArtifactStore
 from resources.embedders.base import Role
 from resources.errors import InvalidInputError, NotFoundError
 from resources.vector_stores.base import SearchHit
@@ -154,15 +155,8 @@ class Collection:
                 f"Collection '{self.name}' has no documents there yet. Build "
                 f"it first: `embedding-assets build {self.name}`."
             )
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for partition in present:
-                with store.reading(documents_key(self.name, partition)) as path:
-                    for batch in pq.ParquetFile(path).iter_batches(columns=_DOCUMENT_COLUMNS):
-                        constant = pa.array([partition] * len(batch), pa.string())
-                        yield pa.record_batch([constant, *batch.columns], schema=_DOCUMENTS)
-
-        return pa.RecordBatchReader.from_batches(_DOCUMENTS, batches())
+        batches = _document_batches(store, self.name, present)
+        return pa.RecordBatchReader.from_batches(_DOCUMENTS, batches)
 
     def quarantine(
         self, partitions: Partitions = None, reason: str | None = None
@@ -193,7 +187,7 @@ class Collection:
         entries = read_quarantine(
             store,
             [file for file in files if file.partition in wanted],
-            concerns=None if partitions is None else self._reads_for(asked),
+            concerns=None if partitions is None else _reads_for(self, asked),
         )
         if reason is not None:
             entries = (
@@ -212,13 +206,6 @@ class Collection:
             NotFoundError: there is no such partition, or nothing was materialized yet.
         """
         return quarantine_reasons(self.quarantine(partitions))
-
-    def _reads_for(self, partitions: Sequence[str]) -> Callable[[str], bool]:
-        """Whether a run of some of the partitions reads a file, by the time in the file's name."""
-        from embedding_assets.documents.source_state import SourceState
-
-        state = SourceState(self.resources.source, self.settings.partitions)
-        return lambda file: any(state.is_read_for(one, file) for one in partitions)
 
     def plan(self, partitions: Partitions = None) -> "Plan":
         """What materializing would change, embed and cost now; nothing is changed or embedded.
@@ -311,7 +298,9 @@ class Collection:
         Raises:
             NotFoundError: there is no such partition.
         """
-        return {one.partition: one.documents for one in self._withheld(partitions)}
+        return {
+            one.partition: one.documents for one in _withheld(self, self._partitions(partitions))
+        }
 
     def accept_deletions(self, partitions: Partitions) -> dict[str, int]:
         """Agrees to the deletions that are withheld: the next run of the partitions removes them.
@@ -325,7 +314,7 @@ class Collection:
         Raises:
             NotFoundError: there is no such partition, or nothing is withheld there.
         """
-        found = self._withheld(partitions)
+        found = _withheld(self, self._partitions(partitions))
         if not found:
             raise NotFoundError(
                 f"No deletions of '{self.name}' are withheld there: runs remove by themselves what "
@@ -334,11 +323,6 @@ class Collection:
         for one in found:
             accept_deletions(self.resources.artifacts, self.name, one)
         return {one.partition: one.documents for one in found}
-
-    def _withheld(self, partitions: Partitions) -> list[Withheld]:
-        asked = {*self._partitions(partitions)}
-        found = withheld_deletions(self.resources.artifacts, self.name)
-        return [one for one in found if one.partition in asked and not one.accepted]
 
     def evaluate(
         self,
@@ -369,23 +353,51 @@ class Collection:
         return evaluate_index(self.index, Path(queries), Path(qrels), exact=exact)
 
     def _partitions(self, asked: Partitions) -> list[str]:
-        known = self.partitions
-        if asked is None:
-            return list(known)
-        keys = asked.split("...", 1) if isinstance(asked, str) else list(asked)
-        if known and self.settings.partitions.by != "bucket":
-            keys = [known[-1] if key == _LATEST else key for key in keys]
-        position = {key: number for number, key in enumerate(known)}
-        for key in keys:
-            if key not in position:
-                there = f"they run from {known[0]} to {known[-1]}" if known else "there is none yet"
-                raise NotFoundError(f"There is no partition '{key}'; {there}.")
-        if not isinstance(asked, str):
-            return keys
-        first, last = position[keys[0]], position[keys[-1]]
-        if first > last:
-            raise InvalidInputError(f"'{asked}' ends before it begins: turn it round.")
-        return list(known[first : last + 1])
+        by_time = self.settings.partitions.by != "bucket"
+        return _named(asked, self.partitions, latest=by_time)
+
+
+def _document_batches(
+    store: ArtifactStore, collection: str, partitions: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for partition in partitions:
+        with store.reading(documents_key(collection, partition)) as path:
+            for batch in pq.ParquetFile(path).iter_batches(columns=_DOCUMENT_COLUMNS):
+                constant = pa.array([partition] * len(batch), pa.string())
+                yield pa.record_batch([constant, *batch.columns], schema=_DOCUMENTS)
+
+
+def _reads_for(collection: Collection, partitions: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a run of some of the partitions reads a file, by the time in the file's name."""
+    from embedding_assets.documents.source_state import SourceState
+
+    state = SourceState(collection.resources.source, collection.settings.partitions)
+    return lambda file: any(state.is_read_for(one, file) for one in partitions)
+
+
+def _withheld(collection: Collection, partitions: Sequence[str]) -> list[Withheld]:
+    found = withheld_deletions(collection.resources.artifacts, collection.name)
+    return [one for one in found if one.partition in {*partitions} and not one.accepted]
+
+
+def _named(asked: Partitions, known: Sequence[str], *, latest: bool) -> list[str]:
+    """The partitions that somebody names; `latest`: whether that word is one of them."""
+    if asked is None:
+        return list(known)
+    keys = asked.split("...", 1) if isinstance(asked, str) else list(asked)
+    if known and latest:
+        keys = [known[-1] if key == _LATEST else key for key in keys]
+    position = {key: number for number, key in enumerate(known)}
+    for key in keys:
+        if key not in position:
+            there = f"they run from {known[0]} to {known[-1]}" if known else "there is none yet"
+            raise NotFoundError(f"There is no partition '{key}'; {there}.")
+    if not isinstance(asked, str):
+        return keys
+    first, last = position[keys[0]], position[keys[-1]]
+    if first > last:
+        raise InvalidInputError(f"'{asked}' ends before it begins: turn it round.")
+    return list(known[first : last + 1])
 
 
 def _of_reason(entries: pa.RecordBatch, reason: str) -> pa.RecordBatch:

@@ -143,11 +143,7 @@ class SourceTick:
         )
         is_known = set(known_partitions)
         touched = self._touched(inventory, changes, known_partitions) | newly_agreed
-        if last_partition != cursor.last_partition:
-            # Documents of what was the future: they were refused when their file was read.
-            begun = [p for p in known_partitions if p > cursor.last_partition]
-            if cursor.last_partition and settings.partitions.by != "bucket":
-                touched |= set(begun) & set(inventory.partitions())
+        touched |= self._begun(inventory, known_partitions, cursor.last_partition)
         waiting = sorted({*inventory.pending, *touched} & is_known)
         runs, left = partition_runs(
             waiting,
@@ -179,6 +175,12 @@ class SourceTick:
             if digest == cursor.observed
             else [observation(self.collection, SourceFiles.of(listing))],
         )
+
+    def _begun(self, inventory: Inventory, known: Sequence[str], last: str) -> set[str]:
+        """Partitions that were the future: their documents were refused when a file was read."""
+        if not last or self.collection.settings.partitions.by == "bucket":
+            return set()
+        return {p for p in known if p > last} & set(inventory.partitions())
 
     def _skip(self, reason: str, withheld: Sequence[Withheld]) -> dg.SkipReason:
         return dg.SkipReason(" ".join(filter(None, [reason, told(withheld, self.collection.name)])))

@@ -43,7 +43,6 @@ from resources.document_sources import (
     RefusalReason,
     SourceFile,
 )
-from resources.document_sources.base import Period
 
 _RECORDS_PER_LOOK = 256
 _SAME_REFUSAL = """
@@ -85,7 +84,7 @@ class Ingest:
             Progress(self.log, "partitions", len(self.partitions)) as progress,
             progress.doing("looking at the source's files"),
         ):
-            listing = self.source.files(self._periods(self.partitions))
+            listing = self.source.files(periods(self.collection.partitions, self.partitions))
             marks = listing_marks(
                 listing,
                 self.partitions,
@@ -141,9 +140,6 @@ class Ingest:
         return quarantine_reasons(
             read_quarantine(self.artifacts, quarantines, concerns=files.__contains__)
         )
-
-    def _periods(self, partitions: Sequence[str]) -> list[Period] | None:
-        return periods(self.collection.partitions, partitions)
 
     def _read(
         self, partitions: Sequence[str], marks: Mapping[str, str], listing: Sequence[SourceFile]
@@ -238,7 +234,7 @@ class Ingest:
         wanted = set(partitions)
         known = set(self.collection.partitions.get_partition_keys())
         with Progress(self.log, "records read") as progress, progress.doing("reading the source"):
-            records = self.source.read(self._periods(partitions))
+            records = self.source.read(periods(self.collection.partitions, partitions))
             for item in self._telling_share(records, listing, progress):
                 progress.advance(errors=isinstance(item, Refusal))
                 if isinstance(item, Refusal):
@@ -331,7 +327,7 @@ class Ingest:
     def _write_unplaced_quarantine(self, database: Scratch, partitions: Sequence[str]) -> None:
         """Replaces what is known of the files that were read, and of those that are gone."""
         key = documents_quarantine_key(self._name, None)
-        read_periods = self._periods(partitions)
+        read_periods = periods(self.collection.partitions, partitions)
         unread: set[str] = set()
         if read_periods is not None and self.artifacts.exists(key):
             # Only then is it worth to list the files of the other periods too.

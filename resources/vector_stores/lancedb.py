@@ -298,13 +298,9 @@ class LanceDBVectorStore(VectorStore):
 
     @_in_empty_context
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
-        return [
-            EmbeddingSpace.from_json(
-                self._database.open_table(name).schema.metadata[_SPACE_METADATA].decode()
-            )
-            for owner, name in sorted(self._tables())
-            if owner == collection
-        ]
+        names = [name for owner, name in sorted(self._tables()) if owner == collection]
+        schemas = (self._database.open_table(name).schema for name in names)
+        return [EmbeddingSpace.from_json(s.metadata[_SPACE_METADATA].decode()) for s in schemas]
 
     def _tables(self) -> Iterator[tuple[str, str]]:
         """The collection and the name of each table."""
@@ -323,20 +319,7 @@ class LanceDBVectorStore(VectorStore):
 
     @cached_property
     def _database(self) -> Any:
-        here = machine()
-        # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
-        os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(here.index_cache // 2))
-        # The newer way to make an index took 73 MB more for 200,000 rows.
-        os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
-        # Each thread that works on a merge holds rows of its own: 25 MB for 12,500 of them.
-        for variable in ("TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS"):
-            os.environ.setdefault(variable, str(here.data_threads))
-        lancedb = import_lancedb()
-        # The defaults are gigabytes, and each commit is met once or twice only.
-        session = lancedb.Session(
-            index_cache_size_bytes=here.index_cache, metadata_cache_size_bytes=here.index_cache
-        )
-        return lancedb.connect(self.uri, session=session)
+        return _connect(self.uri)
 
     def _creating(self, name: str) -> AbstractContextManager[Any]:
         """Lets one process at a time make a table, if the store is a folder.
@@ -404,6 +387,23 @@ class LanceDBVectorStore(VectorStore):
             if "not found" not in str(error).lower():
                 raise
             return None
+
+
+def _connect(uri: str) -> Any:
+    here = machine()
+    # Read when a scan starts. Otherwise Lance reads 2 GiB ahead of whoever consumes a scan.
+    os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(here.index_cache // 2))
+    # The newer way to make an index took 73 MB more for 200,000 rows.
+    os.environ.setdefault("LANCE_LEGACY_SHUFFLER", "1")
+    # Each thread that works on a merge holds rows of its own: 25 MB for 12,500 of them.
+    for variable in ("TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS"):
+        os.environ.setdefault(variable, str(here.data_threads))
+    lancedb = import_lancedb()
+    # The defaults are gigabytes, and each commit is met once or twice only.
+    session = lancedb.Session(
+        index_cache_size_bytes=here.index_cache, metadata_cache_size_bytes=here.index_cache
+    )
+    return lancedb.connect(uri, session=session)
 
 
 def _complete(table: Any, collection: str, rows: list[dict[str, Any]]) -> None:
