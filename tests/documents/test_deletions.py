@@ -16,7 +16,7 @@ from embedding_assets.documents.ingest import Ingest
 from tests.support.data import FIELD
 from tests.support.pipeline import Pipeline, checks, numbers, write_jsonl
 
-BUCKETS = {"partitions": {"by": "bucket", "count": 2}}
+BUCKETS = {"partitions": {"by": "bucket", "count": 4}}
 YEARS = {
     "source": {"fields": {"timestamp": "created"}},
     "partitions": {"by": "year", "start": "2024-01-01"},
@@ -177,7 +177,7 @@ def test_a_source_that_suddenly_holds_less_deletes_nothing_until_somebody_agrees
     after(source)
     pipeline.run()
     assert _rows(pipeline) == withheld
-    told = _accept(pipeline, "bucket_0...bucket_1", monkeypatch)
+    told = _accept(pipeline, "bucket_0...bucket_3", monkeypatch)
     assert f"removes {lost} documents" in told
     assert _rows(pipeline) == withheld
     result = pipeline.run()
@@ -355,7 +355,7 @@ def test_a_run_that_is_broken_off_forgets_no_deletion_that_it_withheld(
 
     def broken_off(self: Ingest, database: Any, partition: str, *rest: Any) -> dict[str, int]:
         numbers = replace(self, database, partition, *rest)
-        if partition == "bucket_1":
+        if partition == "bucket_3":
             raise OSError("the disk is full")
         return numbers
 
