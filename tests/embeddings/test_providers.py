@@ -20,9 +20,9 @@ from embedding_assets.embeddings.canaries import CANARIES, SpaceDriftError
 from embedding_assets.retrieval.fusion import fuse_rankings
 from embedding_assets.retrieval.search import IndexReader
 from resources import errors
-from resources.embedders import local
 from resources.embedders.base import Embedder, EmbeddingBatch, Role
 from resources.embedders.local import LocalEmbedder
+from resources.embedders.local_model import device_workers
 from resources.embedders.local_model.device_workers import WorkerSettings
 from resources.errors import EmbeddingError
 from resources.identity.embedding_space import EmbeddingSpace
@@ -292,9 +292,9 @@ def test_a_fallback_for_want_of_memory_takes_over_from_a_device_that_has_none(
     (tmp_path / "device").mkdir()
     (tmp_path / "device" / "sitecustomize.py").write_text(NO_MEMORY.format(switch=str(switch)))
     device = {"device A": {"PYTHONPATH": f"{tmp_path / 'device'}{os.pathsep}{project}"}}
-    monkeypatch.setattr(local, "visible_gpus", lambda: device)
+    monkeypatch.setattr(device_workers, "visible_gpus", lambda: device)
     monkeypatch.setattr(
-        local,
+        device_workers,
         "WorkerSettings",
         lambda files, space, _, *rest: WorkerSettings(files, space, "cpu", *rest),
     )
