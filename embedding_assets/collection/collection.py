@@ -61,9 +61,9 @@ class CollectionAssets:
         """The URI of the folder with an asset's files."""
         return declared.artifacts.address(f"{self.name}/{asset}")
 
-    def command(self, words: str) -> dg.MetadataValue[Any]:
-        """A command of `embedding-assets` for this collection, to be copied from a page."""
-        return dg.MetadataValue.md(f"`embedding-assets {words} {self.name}`")
+    def command(self, words: str) -> str:
+        """A command of `embedding-assets` for this collection, as Markdown."""
+        return f"`embedding-assets {words} {self.name}`"
 
     def shown(self, description: str) -> dict[str, Any]:
         """What is shown of any asset of the collection, as arguments of `dg.asset`.

@@ -38,7 +38,9 @@ def table_metadata(columns: pa.Schema, meanings: Mapping[str, str], uri: str) ->
 
 def _type(type_: pa.DataType) -> str:
     if pa.types.is_list(type_):
-        return f"list of {type_.value_type}"
+        return f"list of {_type(type_.value_type)}"
+    if pa.types.is_float32(type_):
+        return "float32"  # which Arrow calls float
     if pa.types.is_timestamp(type_):
         return f"timestamp ({type_.tz})"
     return f"{type_.byte_width} bytes" if pa.types.is_fixed_size_binary(type_) else str(type_)

@@ -35,14 +35,11 @@ def documents_asset(
         "documents",
         after=collection.source_asset_key,
         description="The validated documents of the partition; what was refused is in the "
-        "quarantine, with its reason and position.",
+        f"quarantine, with its reason and position: {collection.command('quarantine')}.",
         kinds={"parquet"},
-        metadata={
-            **table_metadata(
-                DOCUMENTS, DOCUMENT_COLUMNS, collection.address("documents", declared)
-            ),
-            "quarantine": collection.command("quarantine"),
-        },
+        metadata=table_metadata(
+            DOCUMENTS, DOCUMENT_COLUMNS, collection.address("documents", declared)
+        ),
         check_specs=checks.specs,
     )
     def documents(

@@ -27,12 +27,12 @@ def embeddings_asset(
         "embeddings",
         after=collection.asset_key("deduplicated_chunks"),
         description="One vector for each distinct chunk: from the cache, or from the model "
-        "and then into the cache, flush by flush.",
+        "and then into the cache, flush by flush. Chunks that were refused: "
+        f"{collection.command('quarantine')}.",
         kinds={"parquet", declared.cache.kind, *declared.embedder_kinds},
-        metadata={
-            **table_metadata(VECTORS, VECTOR_COLUMNS, collection.address("embeddings", declared)),
-            "quarantine": collection.command("quarantine"),
-        },
+        metadata=table_metadata(
+            VECTORS, VECTOR_COLUMNS, collection.address("embeddings", declared)
+        ),
         check_specs=checks.specs,
     )
     def embeddings(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

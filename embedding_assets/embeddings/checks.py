@@ -25,11 +25,31 @@ class EmbeddingChecks:
         self.specs = [
             dg.AssetCheckSpec(name, asset=self._asset, description=description)
             for name, description in (
-                ("throughput", "Chunks and tokens embedded a second."),
-                ("cache_hit_rate", "Share of the distinct chunks that the cache held."),
-                ("error_rate", "Share of the texts to embed that were refused."),
-                ("unknown_tokens", "Share of the tokens embedded that the model does not know."),
-                ("space_drift", "Fixed texts still get the vectors that they got at first."),
+                (
+                    "throughput",
+                    "Chunks and tokens embedded a second. Warns below checks.min_chunks_per_second "
+                    "and when much slower than the last runs.",
+                ),
+                (
+                    "cache_hit_rate",
+                    "Share of the distinct chunks that the cache held. Warns below "
+                    "checks.min_cache_hit_rate and when much lower than in the last runs.",
+                ),
+                (
+                    "error_rate",
+                    "Share of the texts to embed that were refused. Fails above "
+                    "checks.max_error_rate; warns when much higher than in the last runs.",
+                ),
+                (
+                    "unknown_tokens",
+                    "Share of the tokens embedded that the model does not know. Warns above "
+                    "checks.max_unknown_tokens.",
+                ),
+                (
+                    "space_drift",
+                    "Fixed texts still get the vectors that they got at first. Otherwise the run "
+                    "fails before a vector is written.",
+                ),
             )
         ]
 

@@ -25,11 +25,11 @@ def vector_index_asset(
         "vector_index",
         after=collection.asset_key("embeddings"),
         description="The searchable index: one row a chunk, one table for each embedding "
-        "space. New and changed rows go in, those of deleted documents go out.",
+        "space. New and changed rows go in, those of deleted documents go out. Search it with "
+        + collection.command('search "…" --collection'),
         kinds={declared.store.kind},
         metadata={
             **table_metadata(row_schema(None), ROW_COLUMNS, declared.store.address),
-            "search": collection.command('search "…" --collection'),
             "report": dg.MetadataValue.asset(collection.asset_key("report")),
         },
         check_specs=checks.specs,

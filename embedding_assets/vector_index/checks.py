@@ -38,7 +38,8 @@ class IndexChecks:
                 dg.AssetCheckSpec(
                     "fallback_share",
                     asset=self._asset,
-                    description="No chunk is in the fallback's embedding space.",
+                    description="No chunk is in the fallback's embedding space. Warns; fails above "
+                    "checks.max_fallback_share.",
                 )
             )
         if collection.settings.evaluation:
@@ -47,7 +48,8 @@ class IndexChecks:
                     "retrieval_quality",
                     asset=self._asset,
                     blocking=True,
-                    description="nDCG@10 and recall@10 on the collection's judged queries.",
+                    description="nDCG@10 and recall@10 on the collection's judged queries. The run "
+                    "fails below evaluation.min_ndcg_at_10.",
                 )
             )
 

@@ -91,7 +91,12 @@ def test_each_asset_tells_where_its_table_is_and_what_its_columns_mean(
         uri = UriMetadataSet.extract(assets[asset].metadata).uri
         assert uri == (tmp_path / "data" / place).as_uri()
     assert assets["vector_index"].metadata["report"].asset_key == assets["report"].key
-    assert "search" in assets["vector_index"].metadata["search"].md_str
+    for asset, command in (
+        ("documents", "`embedding-assets quarantine docs`"),
+        ("embeddings", "`embedding-assets quarantine docs`"),
+        ("vector_index", '`embedding-assets search "…" --collection docs`'),
+    ):
+        assert command in (assets[asset].description or "")
 
 
 def test_each_asset_leads_to_its_yaml_file(project: Project) -> None:
