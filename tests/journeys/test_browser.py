@@ -25,10 +25,13 @@ BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
     None,
 )
-pytestmark = pytest.mark.skipif(
-    BROWSER is None,
-    reason="no Chromium or Chrome on PATH; on Debian and Ubuntu: apt-get install chromium",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None,
+        reason="no Chromium or Chrome on PATH; on Debian and Ubuntu: apt-get install chromium",
+    ),
+]
 
 FLAGS = (
     "--no-sandbox",  # it needs privileges that a container does not give
