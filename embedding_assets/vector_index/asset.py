@@ -26,7 +26,8 @@ def vector_index_asset(
         after=collection.asset_key("embeddings"),
         description="The searchable index: one row a chunk, one table for each embedding "
         "space. New and changed rows go in, those of deleted documents go out. Search it with "
-        + collection.command('search "…" --collection'),
+        + collection.command('search "…" --collection')
+        + ".",
         kinds={declared.store.kind},
         metadata={
             **table_metadata(row_schema(None), ROW_COLUMNS, declared.store.address),
