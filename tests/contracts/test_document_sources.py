@@ -112,10 +112,9 @@ def test_bytes_of_no_format_are_refused_with_the_file_and_stop_nothing(
     assert isinstance(found[good.name], Document)
 
 
-def test_the_readme_names_every_format():
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    [row] = [line for line in readme.splitlines() if line.startswith("| `source.format` |")]
-    assert [each for each in FileFormat if f"`{each.value}`" not in row] == []
+def test_the_page_on_a_first_corpus_names_every_format():
+    page = (PROJECT / "docs/first_corpus.md").read_text(encoding="utf-8")
+    assert [each for each in FileFormat if f"`{each.endings[0]}`" not in page] == []
 
 
 def test_every_naughty_string_is_read_unaltered_or_refused_as_empty(tmp_path: Path, ending: str):

@@ -67,8 +67,9 @@ from tests.support.fakes import fake_vector
 store = LanceDBVectorStore(uri=sys.argv[1])
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-rounds = 0
-while not ended.is_set():
+rounds, last = 0, False
+while not last:
+    last = ended.is_set()  # so the last round begins after the last edit
     found = [row for b in store.scan(NAME, SPACE, ["chunk_id", "text"]) for row in b.to_pylist()]
     (edited,) = [row for row in found if row["chunk_id"] == "c00005"]
     assert len(found) == 2000, len(found)
