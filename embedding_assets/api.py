@@ -400,10 +400,6 @@ def _named(asked: Partitions, known: Sequence[str], *, latest: bool) -> list[str
     return list(known[first : last + 1])
 
 
-def _of_reason(entries: pa.RecordBatch, reason: str) -> pa.RecordBatch:
-    return entries.filter(pc.call_function("equal", [entries["reason"], reason]))
-
-
 def search(
     text: str,
     collections: "str | Collection | Iterable[str | Collection] | None" = None,

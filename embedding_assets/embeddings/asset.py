@@ -1,5 +1,7 @@
 """Asset `embeddings`: one vector for each distinct content hash, from the cache or the model."""
 
+import logging
+
 import dagster as dg
 
 from embedding_assets.artifacts.schemas import VECTOR_COLUMNS, VECTORS
@@ -37,13 +39,7 @@ def embeddings_asset(
     )
     def embeddings(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         resources = collection.resources(context)
-        providers = Providers(
-            resources.embedder,
-            resources.fallback,
-            collection.settings.fallback,
-            Canaries(resources.artifacts, resources.cache),
-            context.log,
-        )
+        providers = _providers(collection, resources, context.log)
         job = EmbeddingJob(
             collection.name,
             providers,
@@ -59,12 +55,7 @@ def embeddings_asset(
         ):
             try:
                 for numbers in job.run(run.partitions, database, progress):
-                    same = {
-                        "peak_memory_mb": peak_memory_mb(),
-                        "embedding_space": resources.embedder.space.id,
-                        "model": resources.embedder.space.model,
-                        "embedder": resources.embedder.describe(),
-                    }
+                    same = _about_the_model(resources)
                     for own in numbers.values():
                         total.add(own)
                     refusing += [p for p, own in numbers.items() if own.texts_refused]
@@ -85,3 +76,26 @@ def embeddings_asset(
         )
 
     return embeddings
+
+
+def _providers(
+    collection: CollectionAssets, resources: CollectionResources, log: logging.Logger
+) -> Providers:
+    return Providers(
+        resources.embedder,
+        resources.fallback,
+        collection.settings.fallback,
+        Canaries(resources.artifacts, resources.cache),
+        log,
+    )
+
+
+def _about_the_model(resources: CollectionResources) -> dict[str, str | float]:
+    """What is the same for all partitions that were embedded together."""
+    embedder = resources.embedder
+    return {
+        "peak_memory_mb": peak_memory_mb(),
+        "embedding_space": embedder.space.id,
+        "model": embedder.space.model,
+        "embedder": embedder.describe(),
+    }

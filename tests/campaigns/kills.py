@@ -301,7 +301,8 @@ class Campaign:
     def keep_evidence(self) -> None:
         evidence = self.folder / "evidence"
         for part in ("home", "data", "archive", "tmp"):
-            shutil.copytree(self.folder / part, evidence / part, symlinks=True)
+            if (self.folder / part).exists():
+                shutil.copytree(self.folder / part, evidence / part, symlinks=True)
         self.say(f"The state as it is now is kept in {evidence}")
 
     def say(self, sentence: str) -> None:
