@@ -20,15 +20,20 @@ _MARGIN = timedelta(seconds=5)
 
 
 def takes_too_much(table: Any, folder: Path) -> bool:
-    """Whether the folder takes more than twice what the newest version has, and a megabyte."""
-    return bytes_in(folder) > _SPARE_TIMES * table.stats()["total_bytes"] + _SPARE_BYTES
+    """Whether the folder takes more than twice what the rows of the table do, and a megabyte."""
+    statistics = table.stats()
+    fragments = statistics["fragment_stats"]
+    # Rows that were replaced or removed stay in their fragments until these are merged.
+    stored = fragments["num_fragments"] * fragments["lengths"]["mean"]
+    present = min(1.0, table.count_rows() / stored) if stored else 0.0
+    return bytes_in(folder) > _SPARE_TIMES * present * statistics["total_bytes"] + _SPARE_BYTES
 
 
 def tidy(table: Any, keep: timedelta, folder: Path | None) -> None:
     """Merges fragments, brings the indexes up to date, and removes versions that nobody needs.
 
     A version is kept for an hour (`keep`) for those who read it on another machine, or through
-    LanceDB itself. Where the folder still takes more than twice what the newest version has, and a
+    LanceDB itself. Where the folder still takes more than twice what the table's rows do, and a
     megabyte, younger ones go, too. The newest one stays, and each that a process of this machine is
     reading or writing to, for as long as it does; object storage goes by the hour alone.
 

@@ -1,5 +1,6 @@
 """Disk stays bounded: old versions go by age and by size, and never one that somebody reads."""
 
+import random
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,19 @@ def test_commits_alone_are_bounded_too(store: LanceDBVectorStore) -> None:
     for number in range(60):
         store.replace(NAME, SPACE, reader(batch(ids(5), text=f"edit {number}")))
     assert bytes_of(store) < 3 * live + 2_000_000, "without removal: 4.5 MB"
+
+
+def test_rows_that_were_replaced_do_not_pile_up_in_fragments(tmp_path: Path) -> None:
+    """As in an archive that is small and changes much: few commits, each of many rows."""
+    store = LanceDBVectorStore(uri=str(tmp_path / "vectors"))  # no index that has to keep up
+    store.replace(NAME, SPACE, reader(batch(ids(*range(LIVE)))))
+    live, chosen = bytes_of(store), random.Random(1)
+    for number in range(40):
+        some = chosen.sample(range(LIVE), LIVE // 4)
+        store.replace(NAME, SPACE, reader(batch(ids(*some), text=f"edit {number}")))
+        store.maintain(NAME, SPACE)
+    assert bytes_of(store) < 2.5 * live + 1_000_000
+    assert store.count(NAME, SPACE) == LIVE
 
 
 def test_what_is_being_read_stays_as_long_as_it_is_read(store: LanceDBVectorStore) -> None:
