@@ -4,6 +4,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from resources.garbage_collection import collect_garbage_rarely
+
+collect_garbage_rarely()
+
 
 @dg.definitions
 def defs() -> dg.Definitions:

@@ -121,6 +121,8 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
     Raises:
         YamlMistakeError: there are some, and a command looks for them.
     """
+    import resources.duckdb_engine  # noqa: F401  it sets a variable: later, all is made anew
+
     project = read_environment(around).project
     folder = _defs_folder(project)
     written = frozenset(

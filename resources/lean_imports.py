@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 _REST_CLIENT = "lance_namespace_urllib3_client"
 _TELEMETRY = "openvino_telemetry"
+_CHECKS = "overrides"
 
 
 def import_lancedb() -> ModuleType:
@@ -18,12 +19,13 @@ def import_lancedb() -> ModuleType:
 
     It takes the types of its requests from the client's package, whose `__init__` also loads 360
     methods, and pydantic makes a validator for each: half of the time of `import lancedb`. For the
-    types themselves it makes them once they are used.
+    types themselves it makes them once they are used. Nor is checked, before Python 3.12 has a mark
+    for it, that each overriding method overrides one: that reads byte code of all of them.
     """
     if "lancedb" in sys.modules:
         return sys.modules["lancedb"]
     _put_off(_REST_CLIENT)
-    with _validators_when_used():
+    with _validators_when_used(), _overrides_unchecked():
         import lancedb
     return lancedb
 
@@ -49,6 +51,23 @@ def _validators_when_used() -> Iterator[None]:
         yield
     finally:
         BaseModel.model_config = before
+
+
+@contextmanager
+def _overrides_unchecked() -> Iterator[None]:
+    """In the place of a package of checks, what LanceDB does without it on Python 3.12."""
+    checks = sys.modules.get(_CHECKS)
+    stand_in = ModuleType(_CHECKS)
+    stand_in.EnforceOverrides = type("EnforceOverrides", (), {})  # pyright: ignore[reportAttributeAccessIssue]
+    stand_in.override = lambda method: method  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules[_CHECKS] = stand_in
+    try:
+        yield
+    finally:
+        if checks is None:
+            del sys.modules[_CHECKS]
+        else:
+            sys.modules[_CHECKS] = checks
 
 
 def _put_off(package: str) -> None:

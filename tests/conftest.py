@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from resources.garbage_collection import collect_garbage_rarely
 from tests.support.project import Project
 from tests.support.redis_server import RedisServer, running_redis
+
+collect_garbage_rarely()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

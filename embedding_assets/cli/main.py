@@ -13,6 +13,7 @@ from embedding_assets.cli.new import new
 from embedding_assets.cli.plan import accept, plan
 from embedding_assets.cli.quarantine import quarantine
 from embedding_assets.cli.search import evaluate, search
+from resources.garbage_collection import collect_garbage_rarely
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,4 +58,5 @@ def _root(
 
 
 def main() -> None:
+    collect_garbage_rarely()
     app()
