@@ -110,7 +110,10 @@ def load_sentence_transformer(files: ModelFiles, device: str) -> Any:
             `ModelFiles`, on which the embedding space rests.
     """
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # one of a tenth of a second, in everybody's log
     try:
         model = SentenceTransformer(
             str(files.folder),
@@ -122,6 +125,9 @@ def load_sentence_transformer(files: ModelFiles, device: str) -> Any:
     except Exception as error:
         what = f"sentence-transformers cannot load {files.folder}"
         raise failure(error, what, ModelError) from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     model.eval()
     model.max_seq_length = files.token_limit
     dimension = model.get_embedding_dimension()
