@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 
 from resources.garbage_collection import collect_garbage_rarely
+from resources.machine import machine
 from tests.support.project import Project
 from tests.support.redis_server import RedisServer, running_redis
 
 collect_garbage_rarely()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some tests wait, for a lock or for a process to die."""
+    return machine().cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,12 +68,15 @@ def test_what_is_not_run_says_why() -> None:
     assert [block.script for block in marked if len(block.said) < 10] == []
 
 
+@pytest.mark.parametrize(
+    "pages", [PAGES[:1], pytest.param(PAGES, marks=pytest.mark.slow)], ids=["home", "all"]
+)
 def test_commands_run_in_the_order_of_the_pages(
-    tmp_path: Path, model_cache: Path, subtests: pytest.Subtests
+    pages: list[str], tmp_path: Path, model_cache: Path, subtests: pytest.Subtests
 ) -> None:
     """One test: all but the first page need the sample collection, which takes longest to build."""
     checkout = FreshCheckout(tmp_path, model_cache)
-    for page in PAGES:
+    for page in pages:
         with subtests.test(page=page), checkout.shell() as shell:
             for block in blocks(page):
                 if block.mark == "serves":
