@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from resources.garbage_collection import collect_garbage_rarely
 from resources.machine import machine
 from tests.support.project import Project
 from tests.support.redis_server import RedisServer, running_redis
-
-collect_garbage_rarely()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -19,6 +19,7 @@ from embedding_assets.cli.terminal import (
     plain,
     print_json,
     print_rows,
+    program,
 )
 from resources.errors import InvalidInputError
 
@@ -171,8 +172,8 @@ def _next(proposal: "Proposal") -> list[str]:
     assert example is not None
     question = " ".join((example.title or example.text).split()[:_WORDS])
     return [
-        f"embedding-assets build {proposal.name}",
-        f"embedding-assets search {shlex.quote(question)} -c {proposal.name}",
+        f"{program()} build {proposal.name}",
+        f"{program()} search {shlex.quote(question)} -c {proposal.name}",
     ]
 
 

@@ -284,7 +284,7 @@ torch.nn.functional.linear = linear
 """
 
 
-@pytest.mark.parametrize("when_loading", [True, False])
+@pytest.mark.parametrize("when_loading", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_fallback_for_want_of_memory_takes_over_from_a_device_that_has_none(
     when_loading, tmp_path, monkeypatch
 ):

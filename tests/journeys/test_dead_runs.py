@@ -120,8 +120,8 @@ def _assert_nothing_is_held(home: Path, runs: int) -> None:
     ("asset", "number", "command"),
     [
         ("documents", signal.SIGKILL, MATERIALIZE),
-        ("deduplicated_chunks", signal.SIGKILL, MATERIALIZE),
-        ("embeddings", signal.SIGKILL, PROGRAM),
+        pytest.param("deduplicated_chunks", signal.SIGKILL, MATERIALIZE, marks=pytest.mark.slow),
+        pytest.param("embeddings", signal.SIGKILL, PROGRAM, marks=pytest.mark.slow),
         ("embeddings", signal.SIGKILL, LAUNCH),
         ("embeddings", signal.SIGTERM, MATERIALIZE),
         ("embeddings", signal.SIGINT, MATERIALIZE),

@@ -210,7 +210,13 @@ def folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.small else [])
+        for case in CASES
+    ],
+)
 def test_after_kill_9_the_same_command_leaves_what_an_undisturbed_run_leaves(
     world: World, folder: Path, case: Case
 ) -> None:

@@ -279,6 +279,7 @@ def test_batch_too_large_for_the_device_is_halved(tmp_path, monkeypatch):
 # --- the compiled model ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_compile_once(tmp_path):
     folder = save_model(tmp_path / "model")
     program = """
