@@ -5,30 +5,72 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import dagster as dg
 
+RUN_ENDS = (
+    dg.DagsterEventType.RUN_SUCCESS,
+    dg.DagsterEventType.RUN_FAILURE,
+    dg.DagsterEventType.RUN_CANCELED,
+)
 
-@contextmanager
-def working_on(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
-    """While this lasts, other processes can tell that this one is at work on the run.
+Part = Literal["run", "steps"]
+"""What a process is at: the run from its start to its end as Dagster notes them, or its steps."""
+
+
+@dataclass
+class _Record:
+    """A file that this process holds the lock of, and what for."""
+
+    path: Path
+    file: TextIO
+    parts: set[Part]
+
+
+_held: dict[str, _Record] = {}
+"""By run."""
+
+
+def begin_work(instance: dg.DagsterInstance, run_id: str, part: Part) -> None:
+    """Lets other processes tell that this one is at work on the run.
 
     It holds the lock of a file in the instance's folder. The system frees the lock of a process
     that ends, in whatever way, and no process of the same number is taken for it.
     """
-    record = _folder(instance) / run_id
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with record.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            record.unlink(missing_ok=True)
+    if run_id in _held:
+        _held[run_id].parts.add(part)
+        return
+    path = _folder(instance) / run_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(f"{os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _held[run_id] = _Record(path, file, {part})
+
+
+def end_work(run_id: str, part: Part) -> None:
+    """Ends what `begin_work` began; the record goes with the last part."""
+    if record := _held.get(run_id):
+        record.parts.discard(part)
+        if not record.parts:
+            del _held[run_id]
+            record.path.unlink(missing_ok=True)
+            record.file.close()
+
+
+@contextmanager
+def working_on(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """While this lasts, other processes can tell that this one is at work on the run's steps."""
+    begin_work(instance, run_id, "steps")
+    try:
+        yield
+    finally:
+        end_work(run_id, "steps")
 
 
 def is_worked_on(instance: dg.DagsterInstance, run_id: str) -> bool | None:
@@ -49,9 +91,24 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
             if process := _dead(record):
                 run = instance.get_run_by_id(path.name)
                 if run is not None and not run.is_finished:
-                    instance.report_run_failed(run, f"Its process {process} was killed.")
+                    _note_the_end(instance, run, process)
                 instance.event_log_storage.free_concurrency_slots_for_run(path.name)
                 path.unlink()  # last: whoever is killed before leaves all this to the next
+
+
+def _note_the_end(instance: dg.DagsterInstance, run: dg.DagsterRun, process: str) -> None:
+    """Gives a dead run the status that it has come to: its last event, or that it was killed.
+
+    Dagster stores an event and then the status that follows from it, and the process may be killed
+    in between.
+    """
+    records = instance.get_records_for_run(run.run_id, of_type=set(RUN_ENDS)).records
+    if not records:
+        instance.report_run_failed(run, f"Its process {process} was killed.")
+        return
+    entry = records[0].event_log_entry
+    noted = datetime.fromtimestamp(entry.timestamp, timezone.utc)
+    instance.run_storage.handle_run_event(run.run_id, entry.get_dagster_event(), noted)
 
 
 def free_places_of_finished_runs(instance: dg.DagsterInstance, pool: str) -> None:

@@ -15,6 +15,7 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage, SqliteSto
 from dagster._serdes import ConfigurableClassData
 from filelock import FileLock
 
+from resources.dagster_instance.dead_runs import RUN_ENDS, begin_work, end_work
 from resources.errors import InvalidInputError
 
 NEW_HOME = """\
@@ -49,7 +50,8 @@ def open_home(home: Path) -> dg.DagsterInstance:
 class SharedHomeInstance(dg.DagsterInstance):
     """Keeps its SQLite files in a `SharedSqliteStorage`, unless dagster.yaml names a `storage`.
 
-    An instance class, since only its defaults are told where the home is.
+    An instance class, since only its defaults are told where the home is, and only it is told of
+    the events of runs before and after they are stored.
     """
 
     @classmethod
@@ -63,6 +65,19 @@ class SharedHomeInstance(dg.DagsterInstance):
             storage.__module__, storage.__name__, yaml.safe_dump({"base_dir": base_dir})
         )
         return {**InstanceRef.config_defaults(base_dir), "storage": made}
+
+    def handle_new_event(self, event: dg.EventLogEntry, **how: Any) -> None:
+        """As Dagster's. A record says that the process is at work while the run counts as begun.
+
+        From before its start is noted until its end is: whenever the process is killed, others
+        can tell.
+        """
+        kind = event.dagster_event.event_type if event.dagster_event else None
+        if kind is dg.DagsterEventType.RUN_START:
+            begin_work(self, event.run_id, "run")
+        super().handle_new_event(event, **how)
+        if kind in RUN_ENDS:
+            end_work(event.run_id, "run")
 
 
 class SharedSqliteStorage(DagsterSqliteStorage):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -64,6 +65,54 @@ def test_a_dead_run_has_failed_and_its_place_is_free(instance: dg.DagsterInstanc
     end_dead_runs(instance)
     assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
     assert _may_have_the_place(instance)
+    assert is_worked_on(instance, run_id) is None
+
+
+def _event(kind: dg.DagsterEventType) -> dg.DagsterEvent:
+    return dg.DagsterEvent(event_type_value=kind.value, job_name="job")
+
+
+def _killed_over_its_status(home: Path, run_id: str, kind: dg.DagsterEventType) -> None:
+    with shipped_instance(home) as instance:
+        if kind is not dg.DagsterEventType.RUN_START:
+            instance.report_dagster_event(_event(dg.DagsterEventType.RUN_START), run_id)
+        with patch.object(type(instance.run_storage), "handle_run_event", lambda *_: os._exit(9)):
+            instance.report_dagster_event(_event(kind), run_id)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (dg.DagsterEventType.RUN_SUCCESS, dg.DagsterRunStatus.SUCCESS),
+        (dg.DagsterEventType.RUN_FAILURE, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterEventType.RUN_START, dg.DagsterRunStatus.FAILURE),
+    ],
+)
+def test_a_run_killed_between_an_event_and_its_status_is_finished_as_it_ended(
+    instance: dg.DagsterInstance, kind: dg.DagsterEventType, status: dg.DagsterRunStatus
+) -> None:
+    run = instance.add_run(dg.DagsterRun("job", status=dg.DagsterRunStatus.NOT_STARTED))
+    home = Path(instance.root_directory)
+    process = PROCESSES.Process(target=_killed_over_its_status, args=(home, run.run_id, kind))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert not instance.get_runs()[0].is_finished
+    end_dead_runs(instance)
+    assert instance.get_runs()[0].status is status
+    assert list((home / "runs_under_way").iterdir()) == []
+
+
+def test_a_run_is_told_to_be_at_work_from_its_start_until_its_end_is_noted(
+    instance: dg.DagsterInstance,
+) -> None:
+    run_id = instance.add_run(dg.DagsterRun("job")).run_id
+    instance.report_dagster_event(_event(dg.DagsterEventType.RUN_START), run_id)
+    assert is_worked_on(instance, run_id)
+    with working_on(instance, run_id):
+        pass
+    assert is_worked_on(instance, run_id)
+    instance.report_dagster_event(_event(dg.DagsterEventType.RUN_SUCCESS), run_id)
     assert is_worked_on(instance, run_id) is None
 
 
