@@ -4,15 +4,13 @@ from pathlib import Path
 
 import dagster as dg
 
-from resources.garbage_collection import collect_garbage_rarely
-
-collect_garbage_rarely()
-
 
 @dg.definitions
 def defs() -> dg.Definitions:
     from embedding_assets.project import project_definitions
+    from resources.garbage_collection import collect_garbage_rarely
 
+    collect_garbage_rarely()
     return dg.Definitions.merge(project_definitions(), shared_definitions())
 
 

@@ -65,6 +65,7 @@ _MISTAKES = (
     dg.DagsterError,
     DagsterUnresolvableSymbolError,
 )
+_OF_LIBRARIES = ("DUCKDB_", "LANCE_", "RAYON_", "TOKIO_")
 _LONGEST = 1_000
 _NEAR = 0.8
 _GROUP = "not_loaded"
@@ -121,8 +122,6 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
     Raises:
         YamlMistakeError: there are some, and a command looks for them.
     """
-    import resources.duckdb_engine  # noqa: F401  it sets a variable: later, all is made anew
-
     project = read_environment(around).project
     folder = _defs_folder(project)
     written = frozenset(
@@ -130,7 +129,12 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
         for file in folder.rglob("*")
         if file.is_file() and file.suffix != ".pyc" and (status := file.stat())
     )
-    return _definitions(project, written, frozenset(os.environ.items()))
+    variables = {
+        (name, value)
+        for name, value in os.environ.items()
+        if not name.startswith(_OF_LIBRARIES)  # which are set when a run first needs them
+    }
+    return _definitions(project, written, frozenset(variables))
 
 
 @lru_cache(maxsize=1)

@@ -2,13 +2,16 @@
 
 import gc
 
+_NEW_OBJECTS = 50_000
+
 
 def collect_garbage_rarely() -> None:
-    """Looks for unreachable cycles after 50,000 new objects, not after every 700.
+    """Looks for unreachable cycles after 50,000 new objects, not after some hundred or thousand.
 
     For programs, not for libraries: it is the whole process that it concerns. To import Dagster and
     make definitions creates a million objects that all stay, and each collection looks at many of
-    them again: a fifth of the CPU time of a short command. `python -m benchmarks.import_time` and
-    `benchmarks.idle_partition` measure what a command takes. 50,000 small objects are 10 MB.
+    them again: a fifth of the CPU time of a short command (`python -m benchmarks.import_time`,
+    `benchmarks.idle_partition`). What no cycle refers to is freed at once, as ever.
     """
-    gc.set_threshold(50_000, 20, 20)
+    if 0 < gc.get_threshold()[0] < _NEW_OBJECTS:
+        gc.set_threshold(_NEW_OBJECTS, 20, 20)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec
+from threading import Lock
 from types import ModuleType
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 _REST_CLIENT = "lance_namespace_urllib3_client"
 _TELEMETRY = "openvino_telemetry"
 _CHECKS = "overrides"
+_one_at_a_time = Lock()
 
 
 def import_lancedb() -> ModuleType:
@@ -22,12 +24,13 @@ def import_lancedb() -> ModuleType:
     types themselves it makes them once they are used. Nor is checked, before Python 3.12 has a mark
     for it, that each overriding method overrides one: that reads byte code of all of them.
     """
-    if "lancedb" in sys.modules:
-        return sys.modules["lancedb"]
-    _put_off(_REST_CLIENT)
-    with _validators_when_used(), _overrides_unchecked():
-        import lancedb
-    return lancedb
+    with _one_at_a_time:
+        if "lancedb" in sys.modules:
+            return sys.modules["lancedb"]
+        _put_off(_REST_CLIENT)
+        with _validators_when_used(), _overrides_unchecked():
+            import lancedb
+        return lancedb
 
 
 def import_openvino() -> ModuleType:

