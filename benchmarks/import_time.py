@@ -5,8 +5,8 @@
 CPU time (user and system) of fresh processes that take turns, less that of an empty one; medians
 are shown, so that a busy machine disturbs little. A search has a floor: `import dagster`, the model
 loaded and one text embedded, one query of LanceDB, each by the library as it comes. The same again
-with LanceDB and OpenVINO imported as we do it, without what nobody needs, is a line of the table. A
-year of the sample is built first, in a folder that is removed afterwards.
+with LanceDB and OpenVINO imported as we do it, without what nobody needs, is judged too. A year of
+the sample is built first, in a folder that is removed afterwards.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PROGRAMS = {
     "load the definitions": "import embedding_assets.definitions as d; d.defs()",
     "import dagster, pyarrow.parquet, duckdb": "import dagster, pyarrow.parquet, duckdb",
 }
-FLOOR, LEAN = "floor of a search", "the floor with our lean imports"
+FLOOR, LEAN = "the floor of a search", "the floor with our lean imports"
 SEARCH, AGAIN = "search", "search, asked before"
 _OURS = str(Path(sys.executable).parent / "embedding-assets")
 COLLECTION, PARTITION = "peps", "2020"
@@ -143,10 +143,16 @@ def main() -> None:
         if name != "nothing"
     ]
     ratio = (median(taken[OURS]) - empty) / reference
-    above = median([a - b for a, b in zip(taken[SEARCH], taken[FLOOR], strict=True)])
+    above = {
+        floor: median([a - b for a, b in zip(taken[SEARCH], taken[floor], strict=True)])
+        for floor in (FLOOR, LEAN)
+    }
     lines = [
         Line(f"{OURS}, against {REFERENCE}", 1.3, ratio, at_most=True),
-        Line(f"CPU of a {SEARCH}, above the {FLOOR}", 0.5, above, "s", at_most=True),
+        *(
+            Line(f"CPU of a {SEARCH}, above {floor}", 0.5, seconds, "s", at_most=True)
+            for floor, seconds in above.items()
+        ),
     ]
     tables = {"CPU time of a fresh process, less that of an empty one": rows}
     write_results("import_time", "Import time and commands", tables, lines)
