@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from embedding_assets.artifacts.rows import to_arrow
-from resources.duckdb_engine import duckdb
+from resources.duckdb_engine import IdleDuckDB, duckdb
 from resources.leftovers import owner, remove_leftovers
 from resources.machine import machine
 
@@ -34,32 +34,58 @@ def with_partition(parameter: str) -> str:
 
 
 class Scratch:
-    """SQL with bound parameters. Each call has a cursor of its own, so results may overlap.
+    """SQL with bound parameters. Each call has a cursor to itself, so results may overlap.
 
     `read_parquet($name)` reads exactly the file at that path, or the files of a list of paths,
     whatever their folders are called.
     """
 
+    _idle: ClassVar = IdleDuckDB()
+    _as_sql: ClassVar[dict[pa.Schema, str]] = {}
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         here = machine()
         self._memory_limit = f"{here.sort_memory}B"
-        self._database = duckdb.connect(
+        self._purpose = self._memory_limit, here.data_threads, folder.parent
+        self._engine = self._idle.take(self._purpose, self._start)
+        self._engine.execute("ATTACH ':memory:' AS scratch")
+        self._cursors: list[duckdb.DuckDBPyConnection] = []  # those that are free
+
+    def _start(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB that outlives this object; it makes its folder when it spills."""
+        memory_limit, threads, beside = self._purpose
+        engine = duckdb.connect(
             ":memory:",
             config={
-                "memory_limit": self._memory_limit,
-                "threads": str(here.data_threads),
+                "memory_limit": memory_limit,
+                "threads": str(threads),
                 # Else what is freed is kept in case that it is soon wanted again: 75 MB.
                 "allocator_background_threads": "true",
-                "temp_directory": str(folder / "spill"),
+                "temp_directory": str(beside / f"{self.folder.name}.spill"),
                 "python_enable_replacements": "false",
                 "preserve_insertion_order": "false",
             },
         )
-        self._database.execute("SET TimeZone = 'UTC'")
+        engine.execute("SET GLOBAL TimeZone = 'UTC'")
+        return engine
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            cursor = self._cursors.pop()
+        except IndexError:
+            cursor = self._engine.cursor()
+            cursor.execute("USE scratch")
+        try:
+            yield cursor
+        except BaseException:  # also of a stream that nobody reads to its end
+            cursor.close()
+            raise
+        self._cursors.append(cursor)
 
     def execute(self, sql: str, **parameters: Any) -> None:
-        with self._database.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.execute(*_bound(sql, parameters))
 
     def changed(self, sql: str, **parameters: Any) -> int:
@@ -67,7 +93,7 @@ class Scratch:
         return self.rows(sql, **parameters)[0][0]
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        with self._database.cursor() as cursor:
+        with self._cursor() as cursor:
             return cursor.execute(*_bound(sql, parameters)).fetchall()
 
     def row(self, sql: str, **parameters: Any) -> tuple[Any, ...]:
@@ -75,7 +101,7 @@ class Scratch:
 
     def row_over(self, incoming: pa.RecordBatch, sql: str) -> tuple[Any, ...]:
         """The one row of a query over the table `incoming`, which is not copied."""
-        with self._database.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.register("incoming", _as_table(incoming))
             (row,) = cursor.execute(sql).fetchall()
             cursor.unregister("incoming")
@@ -85,7 +111,7 @@ class Scratch:
         self, sql: str, batch_rows: int = 4096, **parameters: Any
     ) -> Iterator[pa.RecordBatch]:
         sql, bound = _bound(sql, parameters)
-        with self._database.cursor() as cursor:
+        with self._cursor() as cursor:
             yield from cursor.sql(sql, params=bound).to_arrow_reader(batch_rows)
 
     @contextmanager
@@ -105,14 +131,21 @@ class Scratch:
 
     def create(self, table: str, schema: pa.Schema) -> None:
         """Creates an empty table, in the place of one of that name."""
-        with self._database.cursor() as cursor:
-            cursor.register("incoming", schema.empty_table())
-            cursor.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM incoming")
-            cursor.unregister("incoming")
+        self.execute(f"CREATE OR REPLACE TABLE {table} ({self._columns(schema)})")
+
+    def _columns(self, schema: pa.Schema) -> str:
+        """The columns as DuckDB's SQL, which is asked once: to ask takes longer than to create."""
+        if schema not in self._as_sql:
+            with self._cursor() as cursor:
+                cursor.register("incoming", schema.empty_table())
+                columns = cursor.execute("DESCRIBE incoming").fetchall()
+                cursor.unregister("incoming")
+            self._as_sql[schema] = ", ".join(f'"{name}" {kind}' for name, kind, *_ in columns)
+        return self._as_sql[schema]
 
     def insert(self, table: str, rows: pa.RecordBatch | pa.Table, only: str = "") -> None:
         """Inserts, column by name, those rows of `incoming` that the SQL after FROM leaves."""
-        with self._database.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.register("incoming", _as_table(rows))
             cursor.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming {only}")
             cursor.unregister("incoming")
@@ -121,16 +154,27 @@ class Scratch:
         """Drops tables, and gives the system all the memory that is not needed any more."""
         for table in tables:
             self.execute(f"DROP TABLE {table}")
+        self._empty_allocator()
+
+    def _empty_allocator(self) -> None:
         # Sets nothing new; but then DuckDB empties its allocator, which may hold 40 MB.
-        self.execute(f"SET memory_limit = '{self._memory_limit}'")
+        self._engine.execute(f"SET memory_limit = '{self._memory_limit}'")
 
     def name_partitions(self, partitions: Mapping[str, str]) -> None:
         """Tells the partition of each path, in the place of what was told before."""
         self.create("of_file", _OF_FILE)
         self.insert("of_file", to_arrow([*partitions.items()], _OF_FILE))
 
+    def finish(self) -> None:
+        """Gives back all memory, and what else may serve the next scratch database."""
+        for cursor in self._cursors:
+            cursor.close()
+        self._engine.execute("DETACH scratch")
+        self._empty_allocator()
+        self._idle.keep(self._purpose, self._engine)
+
     def close(self) -> None:
-        self._database.close()
+        self._engine.close()
 
 
 def _as_table(rows: pa.RecordBatch | pa.Table) -> pa.Table:
@@ -154,11 +198,13 @@ def scratch() -> Iterator[Scratch]:
     """Opens a scratch database with a folder of its own; both are gone afterwards."""
     remove_leftovers(Path(tempfile.gettempdir()), _PREFIX, ".*")
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{owner()}."))
-    database = None
     try:
         database = Scratch(folder)
-        yield database
-    finally:
-        if database is not None:
+        try:
+            yield database
+            database.finish()
+        except BaseException:
             database.close()
+            raise
+    finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -236,7 +236,7 @@ class DuckDBEmbeddingCache(EmbeddingCache):
     @contextmanager
     def _open(self, dimension: int, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
         """Opens the file, in a turn that began before; see `_act` for the dimension."""
-        engine = DuckDBEngine.for_file(Path(self.path))
+        engine = DuckDBEngine(Path(self.path))
         database = None
         try:
             while database is None:

@@ -1,14 +1,12 @@
 """One DuckDB file, opened by one process at a time; set aside if it is damaged."""
 
-import atexit
 import glob
 import logging
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from resources.duckdb_engine import duckdb
+from resources.duckdb_engine import IdleDuckDB, duckdb
 from resources.errors import EmbeddingAssetsError
 from resources.machine import machine
 
@@ -42,42 +40,27 @@ class DuckDBEngine:
     has a file open holds its lock file.
     """
 
-    _idle: ClassVar[list["DuckDBEngine"]] = []  # at most one; list operations are atomic
+    _idle: ClassVar = IdleDuckDB()
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._duckdb = duckdb.connect(
+        self._purpose = path, machine().cache_threads
+        self._duckdb = self._idle.take(self._purpose, self._start)
+
+    def _start(self) -> duckdb.DuckDBPyConnection:
+        engine = duckdb.connect(
             config={
                 "python_enable_replacements": "false",
                 "threads": str(machine().cache_threads),
                 "allocator_background_threads": "true",
-                "temp_directory": f"{path}.tmp",
+                "temp_directory": f"{self._path}.tmp",
                 # Vectors do not compress; trying costs half of the append speed.
                 "force_compression": "uncompressed",
                 "checkpoint_threshold": _LOG_BEFORE_CHECKPOINT,
             }
         )
-        self._duckdb.execute("PRAGMA disable_checkpoint_on_shutdown")
-
-    @classmethod
-    def for_file(cls, path: Path) -> "DuckDBEngine":
-        idle = cls._take_idle()
-        if idle is None or idle._path == path:
-            return idle or cls(path)
-        idle.close()
-        return cls(path)
-
-    @classmethod
-    def _take_idle(cls) -> "DuckDBEngine | None":
-        try:
-            return cls._idle.pop()
-        except IndexError:
-            return None
-
-    @classmethod
-    def close_idle(cls) -> None:
-        if idle := cls._take_idle():
-            idle.close()
+        engine.execute("PRAGMA disable_checkpoint_on_shutdown")
+        return engine
 
     def open(self, dimension: int) -> duckdb.DuckDBPyConnection:
         # A log that a killed process left is replayed in memory.
@@ -92,16 +75,10 @@ class DuckDBEngine:
     def close_file(self) -> None:
         """The file is free for others; this object belongs to whoever opens it next."""
         self._duckdb.execute("DETACH DATABASE IF EXISTS cache")
-        self.close_idle()
-        self._idle.append(self)
+        self._idle.keep(self._purpose, self._duckdb)
 
     def close(self) -> None:
         self._duckdb.close()
-
-
-# A forked process has none of DuckDB's threads, and waits for them for ever.
-os.register_at_fork(before=DuckDBEngine.close_idle)
-atexit.register(DuckDBEngine.close_idle)
 
 
 def limit_memory(database: duckdb.DuckDBPyConnection, dimension: int) -> None:
