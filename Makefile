@@ -38,7 +38,7 @@ ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000 (or PORT=3001)
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: $(INSTALLED) ## Run the tests that take minutes: backfills, Dagster's pages in a browser, all pages of the documentation
+test-slow: $(INSTALLED) ## Run the tests that take minutes: kills at every stage, backfills, a browser, the wheel, all pages
 	$(BIN)/python -m pytest -m slow
 
 # A target of its own: tracing takes a third more processor time on Python 3.11.

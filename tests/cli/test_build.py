@@ -266,6 +266,7 @@ def interrupted(project: Project, server: OpenAIServer, *, at_once: bool) -> tup
     return stdout, stderr
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_and_embeds_at_most_a_flush_again(
     project: Project, served: OpenAIServer
 ) -> None:

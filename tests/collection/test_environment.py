@@ -67,6 +67,7 @@ def _entries(project: Path, **variables: str) -> int:
     return sum(row["entries"] for row in shown)
 
 
+@pytest.mark.slow
 def test_dagster_and_the_command_line_read_the_same_dotenv(project: Path) -> None:
     space = CountingEmbedder().space
     cache = DuckDBEmbeddingCache(path=str(project / "elsewhere" / "cache.duckdb"))

@@ -119,12 +119,12 @@ def _assert_nothing_is_held(home: Path, runs: int) -> None:
 @pytest.mark.parametrize(
     ("asset", "number", "command"),
     [
-        ("documents", signal.SIGKILL, MATERIALIZE),
+        pytest.param("documents", signal.SIGKILL, MATERIALIZE, marks=pytest.mark.slow),
         pytest.param("deduplicated_chunks", signal.SIGKILL, MATERIALIZE, marks=pytest.mark.slow),
         pytest.param("embeddings", signal.SIGKILL, PROGRAM, marks=pytest.mark.slow),
         ("embeddings", signal.SIGKILL, LAUNCH),
         ("embeddings", signal.SIGTERM, MATERIALIZE),
-        ("embeddings", signal.SIGINT, MATERIALIZE),
+        pytest.param("embeddings", signal.SIGINT, MATERIALIZE, marks=pytest.mark.slow),
         ("vector_index", signal.SIGKILL, MATERIALIZE),
     ],
     ids=lambda value: Path(value[0]).name if isinstance(value, list) else str(value),

@@ -200,6 +200,9 @@ CASES = [
     ),
 ]
 
+SHORT = [case for case in CASES if case.asset == "embeddings" and not case.small]
+"""Of the stage in which there is most to lose."""
+
 
 @pytest.fixture
 def folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -213,7 +216,7 @@ def folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.small else [])
+        pytest.param(case, id=case.name, marks=[] if case in SHORT else [pytest.mark.slow])
         for case in CASES
     ],
 )

@@ -10,6 +10,7 @@ PUBLISHED_NDCG_AT_10 = 0.94357
 """all-MiniLM-L6-v2 on XQuAD-en, by the MTEB leaderboard."""
 
 
+@pytest.mark.slow
 def test_xquad_scores_as_published_through_the_whole_pipeline(
     tmp_path: Path, model_cache: Path
 ) -> None:

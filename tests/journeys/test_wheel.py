@@ -131,6 +131,7 @@ def test_the_wheel_holds_both_packages_and_nothing_of_the_checkout(wheel: Path) 
     assert sorted(set(packaged) - set(names)) == []
 
 
+@pytest.mark.slow
 def test_three_commands_make_a_searchable_collection_in_another_project(
     wheel: Path, tmp_path: Path, model_cache: Path
 ) -> None:
