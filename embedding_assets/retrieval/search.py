@@ -92,13 +92,11 @@ class IndexReader:
         for embedder in self.embedders():
             texts = list(queries.values())
             vectors = text_vectors(self.resources.cache, embedder, texts, "query")
-            for query, vector in zip(queries, vectors, strict=True):
-                hits = self.resources.store.search(
-                    self.collection, embedder.space, vector, k * CHUNKS_PER_DOCUMENT, exact=exact
-                )
-                rankings[query].append(
-                    documents_from_chunks([(hit.document_id, hit.score) for hit in hits], k)
-                )
+            found = self.resources.store.nearest_documents(
+                self.collection, embedder.space, vectors, k * CHUNKS_PER_DOCUMENT, exact=exact
+            )
+            for query, chunks in zip(queries, found, strict=True):
+                rankings[query].append(documents_from_chunks(chunks, k))
         return {query: fuse_rankings(several)[:k] for query, several in rankings.items()}
 
     def embedders(self) -> Sequence[Embedder]:

@@ -209,6 +209,37 @@ class VectorStore(dg.ConfigurableResource, ABC):
             NoIndexError: there is no such table yet.
         """
 
+    def nearest_documents(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        vectors: np.ndarray,
+        k: int,
+        *,
+        exact: bool = False,
+    ) -> list[list[tuple[str, float]]]:
+        """Of the chunks that `search` finds for each query vector, only documents and scores.
+
+        A store that can answer many queries at once does so here.
+
+        Args:
+            vectors: shape (queries, dimension), float32.
+
+        Returns:
+            For each query k pairs of document id and score, in any order; a document may be in more
+            than one.
+
+        Raises:
+            NoIndexError: there is no such table yet.
+        """
+        return [
+            [
+                (hit.document_id, hit.score)
+                for hit in self.search(collection, space, vector, k, exact=exact)
+            ]
+            for vector in vectors
+        ]
+
     @abstractmethod
     def rows(
         self,

@@ -64,6 +64,8 @@ _REFINE_FACTOR = 10
 # default of 20 found 0.83 of the ten best, 40 found 0.96 and 80 all (`benchmarks.stores`).
 _PROBES = 80
 _REMOVALS_AT_A_TIME = 4096
+# Each is a part of LanceDB's plan, and has k rows in memory.
+_QUERIES_AT_ONCE = 64
 # Rows that are to be removed have no partition, and no vector by which a search could find them.
 _PRESENT, _REMOVED = "partition IS NOT NULL", "partition IS NULL"
 _HIT_COLUMNS = [
@@ -247,17 +249,7 @@ class LanceDBVectorStore(VectorStore):
     ) -> list[SearchHit]:
 
         def ask(table: Any) -> list[dict[str, Any]]:
-            query = (
-                table.search(np.asarray(vector, dtype=np.float32), vector_column_name="vector")
-                .distance_type("cosine")
-                .select([*_HIT_COLUMNS, "_distance"])
-                .limit(k)
-            )
-            if exact:
-                query = query.bypass_vector_index()
-            else:
-                query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
-            rows = query.to_arrow().to_pylist()
+            rows = _nearest(table, vector, k, _HIT_COLUMNS, exact=exact).to_pylist()
             _complete(table, collection, rows)
             return rows
 
@@ -266,13 +258,43 @@ class LanceDBVectorStore(VectorStore):
             raise NoIndexError(collection, space)
         return [
             SearchHit(
-                score=1.0 - row.pop("_distance"),  # cosine distance = 1 - cosine
+                score=_score(row.pop("_distance")),
                 collection=collection,
                 metadata=json.loads(row.pop("metadata")),
                 **row,
             )
             for row in found
         ]
+
+    @_in_empty_context
+    def nearest_documents(
+        self,
+        collection: str,
+        space: EmbeddingSpace,
+        vectors: np.ndarray,
+        k: int,
+        *,
+        exact: bool = False,
+    ) -> list[list[tuple[str, float]]]:
+        ranked: list[list[tuple[str, float]]] = []
+        for first in range(0, len(vectors), _QUERIES_AT_ONCE):
+            asked = vectors[first : first + _QUERIES_AT_ONCE]
+            found = self._answer(
+                collection,
+                space,
+                lambda table, asked=asked: _nearest(
+                    table, [*asked], k, ["document_id"], exact=exact
+                ),
+            )
+            if found is None:
+                raise NoIndexError(collection, space)
+            of_query: list[list[tuple[str, float]]] = [[] for _ in asked]
+            for row in found.to_pylist():  # in no order of the queries
+                score = _score(row["_distance"])
+                # To one query LanceDB answers without its number.
+                of_query[row.get("query_index", 0)].append((row["document_id"], score))
+            ranked += of_query
+        return ranked
 
     @_in_empty_context
     def rows(
@@ -404,6 +426,32 @@ def _connect(uri: str) -> Any:
         index_cache_size_bytes=here.index_cache, metadata_cache_size_bytes=here.index_cache
     )
     return lancedb.connect(uri, session=session)
+
+
+def _nearest(
+    table: Any,
+    vectors: np.ndarray | list[np.ndarray],
+    k: int,
+    columns: Sequence[str],
+    *,
+    exact: bool,
+) -> pa.Table:
+    """Columns and `_distance` of the k rows nearest to each vector; of several, `query_index` too."""
+    query = (
+        table.search(np.asarray(vectors, dtype=np.float32), vector_column_name="vector")
+        .distance_type("cosine")
+        .select([*columns, "_distance"])
+        .limit(k)
+    )
+    if exact:
+        query = query.bypass_vector_index()
+    else:
+        query = query.refine_factor(_REFINE_FACTOR).nprobes(_PROBES)
+    return query.to_arrow()
+
+
+def _score(cosine_distance: float) -> float:
+    return 1.0 - cosine_distance
 
 
 def _complete(table: Any, collection: str, rows: list[dict[str, Any]]) -> None:

@@ -294,6 +294,23 @@ def test_search_returns_the_best_first_with_cosine_as_score(store):
     assert store.search(NAME, SPACE, -matrix[7], 500)[-1].score == pytest.approx(-1, abs=1e-5)
 
 
+@pytest.mark.parametrize("queries", [0, 1, 2, 150])
+@pytest.mark.parametrize("exact", [False, True])
+def test_many_queries_at_once_find_what_each_alone_does(store, queries, exact):
+    store.replace(NAME, SPACE, reader(batch(ids(*range(300)))))
+    vectors = np.zeros((queries, 16), np.float32)
+    for number in range(queries):
+        vectors[number] = fake_vector(f"query {number}", 16)
+    found = store.nearest_documents(NAME, SPACE, vectors, 20, exact=exact)
+    assert len(found) == queries
+    for vector, documents in zip(vectors, found, strict=True):
+        hits = store.search(NAME, SPACE, vector, 20, exact=exact)
+        alone = sorted((hit.document_id, hit.score) for hit in hits)
+        assert sorted(documents) == [
+            (name, pytest.approx(score, abs=1e-6)) for name, score in alone
+        ]
+
+
 def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
     store.replace(NAME, SPACE, reader(batch(ids(1, 2, 3))))
     assert len(store.search(NAME, SPACE, fake_vector("x", 16), 10)) == 3
@@ -304,6 +321,8 @@ def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
 def test_search_without_a_table_says_what_to_materialize(store):
     with pytest.raises(NotFoundError, match="embedding-assets build corpus"):
         store.search(NAME, SPACE, fake_vector("x", 16), 3)
+    with pytest.raises(NotFoundError, match="embedding-assets build corpus"):
+        store.nearest_documents(NAME, SPACE, fake_vector("x", 16)[None], 3)
 
 
 def test_two_spaces_and_two_collections_are_separate_tables(store):

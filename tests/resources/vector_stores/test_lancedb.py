@@ -206,9 +206,11 @@ def test_what_changes_is_found_at_once_with_its_own_score_whatever_was_maintaine
             query = fake_vector(f"{chunk} {step}", 16)
             (best,) = indexed.search(NAME, SPACE, query, 1)
             assert (best.chunk_id, best.text) == (chunk, f"version {step}")
-        for number in range(10):
-            query = fake_vector(f"query {step} {number}", 16)
+        queries = np.concatenate([fake_vector(f"query {step} {n}", 16)[None] for n in range(10)])
+        together = indexed.nearest_documents(NAME, SPACE, queries, 10)
+        for query, documents in zip(queries, together, strict=True):
             hits = indexed.search(NAME, SPACE, query, 10)
+            assert sorted(documents) == sorted((hit.document_id, hit.score) for hit in hits)
             assert len({hit.chunk_id for hit in hits}) == 10
             for hit in hits:
                 vector = fake_vector(f"{hit.chunk_id} {current[hit.chunk_id]}", 16)
