@@ -436,7 +436,7 @@ def _nearest(
     *,
     exact: bool,
 ) -> pa.Table:
-    """Columns and `_distance` of the k rows nearest to each vector; of several, `query_index` too."""
+    """Columns and `_distance` of the k rows nearest to each vector, with `query_index` if many."""
     query = (
         table.search(np.asarray(vectors, dtype=np.float32), vector_column_name="vector")
         .distance_type("cosine")
