@@ -90,7 +90,7 @@ def load_collections(name: str | None = None) -> LoadedCollections:
     """
     environment = read_environment()
     shared = shared_resources(environment)
-    tree = CollectionTree.for_project(environment.project)
+    tree = _new_tree(environment.project)
     loaded, broken = [], []
     for file, component in tree.collections(name):
         if isinstance(component, BrokenFile):
@@ -123,7 +123,7 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
         YamlMistakeError: there are some, and a command looks for them.
     """
     project = read_environment(around).project
-    folder = _defs_folder(project)
+    folder = _found(project).defs_module_path
     written = frozenset(
         (str(file), status.st_mtime_ns, status.st_size, status.st_ino)
         for file in folder.rglob("*")
@@ -142,16 +142,26 @@ def _definitions(
     project: Path, written: frozenset[Any], variables: frozenset[tuple[str, str]]
 ) -> dg.Definitions:
     del written, variables  # what the definitions depend on
-    tree = CollectionTree.for_project(project)
+    tree = _new_tree(project)
     definitions = tree.build_defs()
     if tree.mistakes:
         raise YamlMistakeError("\n\n".join(sorted({*tree.mistakes})))
     return definitions
 
 
-@lru_cache(maxsize=16)  # to find it, two TOML parsers in pure Python read the project's settings
-def _defs_folder(project: Path) -> Path:
-    return CollectionTree.for_project(project).defs_module_path
+@lru_cache(maxsize=16)  # two TOML parsers in pure Python read the project's settings
+def _found(project: Path) -> "CollectionTree":
+    return CollectionTree.for_project(project)
+
+
+def _new_tree(project: Path) -> "CollectionTree":
+    """Nothing of it is loaded yet."""
+    found = _found(project)
+    return CollectionTree(
+        defs_module=found.defs_module,
+        project_root=found.project_root,
+        code_location_name=found.code_location_name,
+    )
 
 
 class BrokenFile(dg.Component):

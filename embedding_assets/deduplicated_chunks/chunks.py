@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from embedding_assets.artifacts.keys import chunks_key, documents_key
 from embedding_assets.artifacts.parquet import read_batches, write_parquet
@@ -43,8 +45,7 @@ class Splitter:
 
     def __init__(self, collection: str, settings: ChunkingSettings, embedder: Embedder) -> None:
         self._collection = collection
-        self._tokenizer = embedder.new_tokenizer()
-        self._documents = DocumentTokenizer(self._tokenizer)
+        self._embedder = embedder
         self._special_tokens = embedder.special_tokens
         self._model_limit = embedder.max_text_tokens
         self._limit = min(settings.max_tokens - self._special_tokens, self._model_limit)
@@ -59,6 +60,15 @@ class Splitter:
             },
             sort_keys=True,
         )
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Not made before there is a document to split."""
+        return self._embedder.new_tokenizer()
+
+    @cached_property
+    def _documents(self) -> DocumentTokenizer:
+        return DocumentTokenizer(self._tokenizer)
 
     def made(self, chunks: Path) -> bool:
         """Whether a chunks file was made with equal settings, so that its rows may be kept."""

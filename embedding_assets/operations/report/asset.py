@@ -4,7 +4,6 @@ import dagster as dg
 from pydantic import Field
 
 from embedding_assets.collection.collection import CollectionAssets
-from embedding_assets.operations.report.write import write_report
 from embedding_assets.runs.history import latest_materializations
 
 
@@ -33,6 +32,8 @@ _DUE = (
 
 def report_asset(collection: CollectionAssets) -> dg.AssetsDefinition:
     def report(context: dg.AssetExecutionContext, config: ReportConfig) -> dg.MaterializeResult:
+        from embedding_assets.operations.report.write import write_report  # no other run draws
+
         resources = collection.resources(context)
         history = latest_materializations(
             context.instance, collection.asset_key("embeddings"), config.materializations
