@@ -32,6 +32,8 @@ _NEW_COLLECTION = """\
   # partitions: {{by: month, start: "2020-01-01"}}     # needs source.fields.timestamp
 """
 
+_WITHOUT_SCHEMA = ("check defs", "asset materialize", "api execute_run", "api execute_step")
+
 
 class CollectionScaffolder(dg.Scaffolder):
     """What `dg scaffold defs embedding_assets.EmbeddingCollection NAME` writes."""
@@ -60,12 +62,13 @@ class CollectionAttributes(RootModel[dict[str, Any]]):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The same, except to `dg check defs`.
+        """The same, except to `dg check defs` and to what only runs assets.
 
-        It would look no further than what the schema finds, and that without a suggestion.
+        The first would look no further than what the schema finds, and that without a suggestion;
+        the others make the schema and never look at it.
         """
         command = click.get_current_context(silent=True)
-        if command and command.command_path.endswith("check defs"):
+        if command and command.command_path.endswith(_WITHOUT_SCHEMA):
             return {}
         return super().model_json_schema(*args, **kwargs)
 
