@@ -77,7 +77,9 @@ def _without_pandas() -> str:
     """What PYTHONPATH has to be, so that nobody can import pandas."""
     folder = tempfile.mkdtemp(prefix="without-pandas-")
     atexit.register(shutil.rmtree, folder)
-    (Path(folder) / "pandas.py").write_text("raise ImportError('not here')\n")
+    (Path(folder) / "pandas.py").write_text(
+        "raise ModuleNotFoundError('No module named pandas', name='pandas')\n"
+    )
     return os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
 
 

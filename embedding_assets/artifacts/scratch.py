@@ -140,7 +140,8 @@ class Scratch:
                 cursor.register("incoming", schema.empty_table())
                 columns = cursor.execute("DESCRIBE incoming").fetchall()
                 cursor.unregister("incoming")
-            self._as_sql[schema] = ", ".join(f'"{name}" {kind}' for name, kind, *_ in columns)
+            quoted = ((name.replace('"', '""'), kind) for name, kind, *_ in columns)
+            self._as_sql[schema] = ", ".join(f'"{name}" {kind}' for name, kind in quoted)
         return self._as_sql[schema]
 
     def insert(self, table: str, rows: pa.RecordBatch | pa.Table, only: str = "") -> None:
@@ -171,7 +172,11 @@ class Scratch:
             cursor.close()
         self._engine.execute("DETACH scratch")
         self._empty_allocator()
-        self._idle.keep(self._purpose, self._engine)
+        spill = self._engine.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
+        if Path(spill).exists():  # it would stay as long as the engine
+            self.close()
+        else:
+            self._idle.keep(self._purpose, self._engine)
 
     def close(self) -> None:
         self._engine.close()

@@ -124,7 +124,7 @@ def _assert_nothing_is_held(home: Path, runs: int) -> None:
         pytest.param("embeddings", signal.SIGKILL, PROGRAM, marks=pytest.mark.slow),
         ("embeddings", signal.SIGKILL, LAUNCH),
         ("embeddings", signal.SIGTERM, MATERIALIZE),
-        pytest.param("embeddings", signal.SIGINT, MATERIALIZE, marks=pytest.mark.slow),
+        ("embeddings", signal.SIGINT, MATERIALIZE),
         ("vector_index", signal.SIGKILL, MATERIALIZE),
     ],
     ids=lambda value: Path(value[0]).name if isinstance(value, list) else str(value),
