@@ -152,22 +152,7 @@ class LanceDBVectorStore(VectorStore):
             return
         with self._using(collection, space) as table:
             if table is not None:
-                yield from self._reader(table, columns, partitions, not_partitions)
-
-    @_in_empty_context
-    def _reader(
-        self,
-        table: Any,
-        columns: Sequence[str],
-        partitions: Sequence[str] | None,
-        not_partitions: Sequence[str] | None,
-    ) -> Iterable[pa.RecordBatch]:
-        condition = _PRESENT
-        if partitions is not None:
-            condition = f"partition IN ({_literals(partitions)})"
-        elif not_partitions is not None and len(not_partitions):
-            condition = f"partition NOT IN ({_literals(not_partitions)})"  # never true of null
-        return table.search().select(list(columns)).where(condition).to_batches()
+                yield from _scanned(table, columns, partitions, not_partitions)
 
     @_in_empty_context
     def replace(
@@ -288,12 +273,7 @@ class LanceDBVectorStore(VectorStore):
             )
             if found is None:
                 raise NoIndexError(collection, space)
-            of_query: list[list[tuple[str, float]]] = [[] for _ in asked]
-            for row in found.to_pylist():  # in no order of the queries
-                score = _score(row["_distance"])
-                # To one query LanceDB answers without its number.
-                of_query[row.get("query_index", 0)].append((row["document_id"], score))
-            ranked += of_query
+            ranked += _by_query(found, len(asked))
         return ranked
 
     @_in_empty_context
@@ -428,6 +408,21 @@ def _connect(uri: str) -> Any:
     return lancedb.connect(uri, session=session)
 
 
+@_in_empty_context
+def _scanned(
+    table: Any,
+    columns: Sequence[str],
+    partitions: Sequence[str] | None,
+    not_partitions: Sequence[str] | None,
+) -> Iterable[pa.RecordBatch]:
+    condition = _PRESENT
+    if partitions is not None:
+        condition = f"partition IN ({_literals(partitions)})"
+    elif not_partitions is not None and len(not_partitions):
+        condition = f"partition NOT IN ({_literals(not_partitions)})"  # never true of null
+    return table.search().select(list(columns)).where(condition).to_batches()
+
+
 def _nearest(
     table: Any,
     vectors: np.ndarray | list[np.ndarray],
@@ -450,7 +445,17 @@ def _nearest(
     return query.to_arrow()
 
 
+def _by_query(found: pa.Table, queries: int) -> list[list[tuple[str, float]]]:
+    """Documents and scores of what `_nearest` found for several vectors."""
+    of_query: list[list[tuple[str, float]]] = [[] for _ in range(queries)]
+    for row in found.to_pylist():
+        # To one query LanceDB answers without its number.
+        of_query[row.get("query_index", 0)].append((row["document_id"], _score(row["_distance"])))
+    return of_query
+
+
 def _score(cosine_distance: float) -> float:
+    """The cosine."""
     return 1.0 - cosine_distance
 
 
