@@ -68,9 +68,8 @@ def test_what_is_not_run_says_why() -> None:
     assert [block.script for block in marked if len(block.said) < 10] == []
 
 
-@pytest.mark.parametrize(
-    "pages", [PAGES[:1], pytest.param(PAGES, marks=pytest.mark.slow)], ids=["home", "all"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", [PAGES[:1], PAGES], ids=["home", "all"])
 def test_commands_run_in_the_order_of_the_pages(
     pages: list[str], tmp_path: Path, model_cache: Path, subtests: pytest.Subtests
 ) -> None:

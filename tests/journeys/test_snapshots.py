@@ -5,6 +5,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.data import PEPS
 from tests.support.data import snapshot as records_of
 from tests.support.pipeline import Pipeline, checks, numbers
@@ -40,6 +42,7 @@ def _versions(snapshot: str) -> tuple[dict[tuple[str, str], Any], set[str]]:
     return dated, undated
 
 
+@pytest.mark.slow
 def test_three_snapshots_in_turn_are_counted_exactly_and_equal_a_build_of_the_last_alone(
     tmp_path: Path,
 ) -> None:

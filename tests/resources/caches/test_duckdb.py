@@ -136,7 +136,9 @@ sys.exit(any(process.exitcode for process in processes))
 """
 
 
-@pytest.mark.parametrize("before", ["no file", "a damaged file"])
+@pytest.mark.parametrize(
+    "before", [pytest.param("no file", marks=pytest.mark.slow), "a damaged file"]
+)
 def test_eight_processes_at_once_lose_and_duplicate_nothing(cache, before):
     if before == "a damaged file":
         Path(cache.path).write_bytes(b"no database" * 1000)

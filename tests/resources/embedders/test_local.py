@@ -478,6 +478,7 @@ def test_long_texts_of_the_self_check_are_for_the_first_start_on_a_machine(damag
     assert starts() == [short]
 
 
+@pytest.mark.slow
 def test_failed_compilation_is_explained_and_leaves_nothing(tmp_path):
     folder = save_model(tmp_path / "model")
     truncate(folder / "model.safetensors")

@@ -54,8 +54,15 @@ def waits(limiter: RateLimiter, tokens: int = 1) -> bool:
 # --- The promise: counted at a server, by eight processes -----------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["local", "redis"])
-@pytest.mark.parametrize(("requests", "tokens"), [(100, None), (None, 4000)])
+@pytest.mark.parametrize(
+    ("backend", "requests", "tokens"),
+    [
+        ("local", 100, None),
+        ("redis", None, 4000),
+        pytest.param("local", None, 4000, marks=pytest.mark.slow),
+        pytest.param("redis", 100, None, marks=pytest.mark.slow),
+    ],
+)
 def test_eight_processes_use_the_limit_and_never_exceed_it_in_any_window(
     backend: str,
     requests: int | None,

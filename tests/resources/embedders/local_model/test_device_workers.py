@@ -79,6 +79,7 @@ def test_text_at_fault_is_named_and_the_workers_live_on(workers):
     assert np.isfinite(workers.embed(["fine"]).vectors).all()
 
 
+@pytest.mark.slow
 def test_death_of_a_worker_is_an_error_that_names_its_device_and_the_next_call_works(
     workers, folder
 ):
@@ -105,6 +106,7 @@ def test_death_of_a_worker_is_an_error_that_names_its_device_and_the_next_call_w
     assert workers._workers["device A"] is not worker
 
 
+@pytest.mark.slow
 def test_failure_to_load_is_explained_by_its_device(folder, tmp_path):
     settings = settings_of(Path(shutil.copytree(folder, tmp_path / "model")))
     (tmp_path / "model" / "model.safetensors").unlink()

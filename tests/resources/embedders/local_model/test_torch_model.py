@@ -102,6 +102,7 @@ def padded_reference(folder: Path, texts: list[str]) -> np.ndarray:
 # --- packed equals padded -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_default_model_packed_equals_padded_at_all_lengths(tmp_path):
     folder = find_model("all-MiniLM-L6-v2")
     model = load(folder, tmp_path)
