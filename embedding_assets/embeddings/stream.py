@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from resources.caches.vectors import valid_vectors
-from resources.embedders.base import HARMLESS_TEXT, Embedder, EmbeddingBatch
+from resources.embedders.base import HARMLESS_TEXT, Embedder, EmbeddingBatch, Role
 from resources.errors import EmbeddingError
 
 _DOUBT_AFTER = 8
@@ -182,13 +182,14 @@ def embed_stream(
 
 
 def embed_each(
-    embedder: Embedder, texts: Sequence[str]
+    embedder: Embedder, texts: Sequence[str], role: Role = "document"
 ) -> tuple[EmbeddingBatch, list[tuple[str, str] | None]]:
     """Embeds texts; a text that cannot be embedded does not stop the others.
 
     Args:
         embedder: the model.
         texts: n texts.
+        role: which of the model's prompts goes before each text.
 
     Returns:
         The batch (rows of failed texts are zero) and, for each text, None or the reason code and
@@ -208,7 +209,7 @@ def embed_each(
     while spans:
         start, end = spans.pop()
         try:
-            result = embedder.embed(texts[start:end])
+            result = embedder.embed(texts[start:end], role=role)
         except EmbeddingError as error:
             dollars += error.dollars
             if not error.blames_text:

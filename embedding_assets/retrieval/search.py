@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from embedding_assets.collection.collection import CollectionResources
 from embedding_assets.retrieval.fusion import documents_from_chunks, fuse_rankings
 from embedding_assets.retrieval.hits import Hits
@@ -39,21 +41,46 @@ def search_indexes(
     question = canonical_question(text)
     if k < 1:
         raise InvalidInputError(f"k, the number of chunks to find, must be at least 1, got {k}")
-    asked = [(index, embedder) for index in indexes for embedder in index.embedders()]
+    asked = {index: index.embedders() for index in indexes}
+    vectors: dict[EmbeddingSpace, np.ndarray] = {}
+    for index, embedders in asked.items():
+        for embedder in embedders:
+            if embedder.space not in vectors:
+                (vector,) = text_vectors(index.resources.cache, embedder, [question], "query")
+                vectors[embedder.space] = vector
+    return nearest_chunks(asked, vectors, k, exact=exact)
+
+
+def nearest_chunks(
+    asked: "Mapping[IndexReader, Sequence[Embedder]]",
+    vectors: Mapping[EmbeddingSpace, np.ndarray],
+    k: int,
+    *,
+    exact: bool = False,
+) -> Hits:
+    """As `search_indexes`, for a question that is embedded already.
+
+    Args:
+        asked: the indexes, and the embedders whose spaces are asked in each.
+        vectors: the question's vector in each of those spaces, shape (dimension,), float32.
+        k: how many chunks.
+        exact: compare with every chunk.
+    """
     found: dict[EmbeddingSpace, list[SearchHit]] = {}
-    for index, embedder in asked:
-        (vector,) = text_vectors(index.resources.cache, embedder, [question], "query")
-        store, space = index.resources.store, embedder.space
-        hits = store.search(index.collection, space, vector, k, exact=exact)
-        found.setdefault(space, []).extend(hits)
+    for index, embedders in asked.items():
+        for space in (embedder.space for embedder in embedders):
+            hits = index.resources.store.search(
+                index.collection, space, vectors[space], k, exact=exact
+            )
+            found.setdefault(space, []).extend(hits)
     rankings = [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found.values()]
     by_id = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
     fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
-    collections = [index.collection for index in indexes]
+    collections = [index.collection for index in asked]
     return Hits((by_id[chunk] for chunk in fused[:k]), list(found), collections)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IndexReader:
     """A collection's index, in all the embedding spaces in which it has rows."""
 

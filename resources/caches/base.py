@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import PrivateAttr
 
+from resources.caches.key_filter import KeyFilter
 from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -254,6 +255,23 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
 
     def bytes_used(self) -> int | None:
         """What it takes on a disk of this machine; None: it is elsewhere."""
+        return None
+
+    def version(self) -> object:
+        """Another value whenever something was written or removed; costs next to nothing.
+
+        None: it cannot be told.
+        """
+        return None
+
+    def key_filter(self, space: EmbeddingSpace) -> KeyFilter | None:  # noqa: ARG002
+        """What is held now, where a look-up costs much more than to ask this; None: just look.
+
+        Its size, and the time it takes, grow with the entries of the space.
+
+        Raises:
+            CacheUnavailableError: the cache cannot be reached.
+        """
         return None
 
     @abstractmethod

@@ -53,6 +53,14 @@ def held_rows(
     return held.append_column("content_hash", content_hashes.take(held["number"]))
 
 
+def held_prefixes(database: duckdb.DuckDBPyConnection, space: EmbeddingSpace) -> np.ndarray:
+    """The first eight bytes of all hashes held, big-endian; shape (entries,), uint64."""
+    if not _has_table(database, space):
+        return np.zeros(0, np.uint64)
+    found = database.sql(f"SELECT prefix FROM {table_of(space)} WHERE prefix IS NOT NULL")
+    return found.to_arrow_table()["prefix"].to_numpy().astype(np.uint64, copy=False)
+
+
 def _prefixes(content_hashes: pa.Array) -> np.ndarray:
     """The first eight bytes of each hash, big-endian; shape (n,), uint64."""
     start = content_hashes.offset * HASH_BYTES

@@ -18,6 +18,7 @@ from resources.caches.base import (
     Retention,
     SpaceStatistics,
 )
+from resources.caches.key_filter import KeyFilter
 from resources.caches.vectors import hash_array, hash_bytes
 from resources.identity.embedding_space import EmbeddingSpace
 
@@ -93,6 +94,12 @@ class MemoryEmbeddingCache(EmbeddingCache):
             self._memory.clear()
         return removed
 
+    def version(self) -> object:
+        return self.behind.version()
+
+    def key_filter(self, space: EmbeddingSpace) -> KeyFilter | None:
+        return self.behind.key_filter(space)
+
     def spaces(self) -> list[EmbeddingSpace]:
         return self.behind.spaces()
 
@@ -109,11 +116,11 @@ class MemoryEmbeddingCache(EmbeddingCache):
         self.behind._save_lookups(counted)
 
     @property
-    def _memory(self) -> "_Memory":
+    def _memory(self) -> "VectorMemory":
         return _memory_of(repr(self.behind), self.max_megabytes << 20)
 
 
-class _Memory:
+class VectorMemory:
     """Vectors by space and content hash; the least recently used give way."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -208,13 +215,13 @@ class _SpaceMemory:
         self._used[slots] = self._now
 
 
-_memories: dict[str, _Memory] = {}
+_memories: dict[str, VectorMemory] = {}
 _memories_lock = threading.Lock()
 
 
-def _memory_of(cache: str, max_bytes: int) -> _Memory:
+def _memory_of(cache: str, max_bytes: int) -> VectorMemory:
     """The memory before a cache: Dagster makes a copy of each resource for each run."""
     with _memories_lock:
         if cache not in _memories or _memories[cache].max_bytes != max_bytes:
-            _memories[cache] = _Memory(max_bytes)
+            _memories[cache] = VectorMemory(max_bytes)
         return _memories[cache]

@@ -80,6 +80,11 @@ class Embedder(dg.ConfigurableResource, ABC):
         """How many calls of `embed` at a time are worth while."""
         return 1
 
+    @property
+    def streams(self) -> int:
+        """How many small batches at a time keep the device busy, one in each call of `embed`."""
+        return self.concurrency
+
     def batches(self, texts: Sequence[str]) -> list[slice]:
         """Cuts texts into calls of `embed`, each one unit of work, such as a request."""
         return [slice(0, len(texts))]

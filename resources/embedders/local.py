@@ -22,6 +22,7 @@ from resources.embedders.local_model.model_files import (
 from resources.embedders.local_model.openvino_model import OpenVINOModel, load_openvino_model
 from resources.embedders.local_settings import CPU_BATCH_TOKENS, LocalSettings
 from resources.identity.embedding_space import EmbeddingSpace
+from resources.machine import machine
 
 SECONDS_PER_CALL = 10.0
 """Two are under way, so that one is over about every five. Much shorter calls waste time: their
@@ -62,6 +63,10 @@ class LocalEmbedder(LocalSettings, Embedder):
 
             return max(1, CALLS_PER_GPU * len(visible_gpus()))
         return 2  # one at the tokenizer, one at the model
+
+    @property
+    def streams(self) -> int:
+        return machine().inference_streams if self.kind == "openvino" else self.concurrency
 
     @property
     def seconds_per_call(self) -> float:
