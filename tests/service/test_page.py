@@ -76,10 +76,11 @@ def collections(*found: dict[str, Any], not_loaded: tuple[str, ...] = ()) -> Ans
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def shared() -> Iterator[Any]:
+    """The context of tabs that need no options: to begin one takes long."""
     playwright.expect.set_options(timeout=20_000)
     with launched() as page:
-        yield page.context.browser
+        yield page.context.browser.new_context()
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def server() -> Iterator[PageServer]:
 
 
 @pytest.fixture
-def open_page(browser: Any, server: PageServer) -> Iterator[Callable[..., Any]]:
+def open_page(shared: Any, server: PageServer) -> Iterator[Callable[..., Any]]:
     """Opens the page at an address; at the end nothing may have gone wrong in any of them."""
-    contexts, wrong = [], []
+    opened, wrong = [], []
 
     def listen(message: Any) -> None:
         # The browser itself logs each status that is an error.
@@ -107,18 +108,18 @@ def open_page(browser: Any, server: PageServer) -> Iterator[Callable[..., Any]]:
             wrong.append(request.url)
 
     def open_one(address: str = "", **options: Any) -> Any:
-        contexts.append(context := browser.new_context(base_url=server.url, **options))
-        page = context.new_page()
+        page = shared.browser.new_page(**options) if options else shared.new_page()
+        opened.append(page)
         page.set_default_timeout(20_000)
         page.on("console", listen)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", asked)
-        page.goto(f"/{address}")
+        page.goto(f"{server.url}{address}")
         return page
 
     yield open_one
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert not wrong
 
 
@@ -380,9 +381,9 @@ def test_errors_say_why_and_when_to_try_again(
     server.search = lambda _: refusal(
         429, "The provider's limit is reached.", {"Retry-After": "4"}, retry_after=3.2
     )
-    page = open_page()
+    page = open_page(offline=False)  # a context of its own: its clock and network are changed
     page.clock.install()
-    page.goto("/?q=zip")
+    page.goto(f"{server.url}?q=zip")
     alert, again = page.get_by_role("alert"), page.get_by_role("button", name="Try again")
     playwright.expect(alert).to_have_text("The provider's limit is reached. Try again in 4 s.")
     playwright.expect(again).to_be_disabled()
