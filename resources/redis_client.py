@@ -81,6 +81,14 @@ def reason(error: Exception, client: "redis.Redis | None") -> str:
     return text.replace(password, "***") if password else text
 
 
+def is_redis_error(error: Exception) -> bool:
+    """Whether it says that the server, or the way to it, fails: not that the code does."""
+    from redis.exceptions import RedisError
+
+    # ValueError: the answer is not what was asked for.
+    return isinstance(error, RedisError | OSError | ValueError)
+
+
 def shown(url: str) -> str:
     """A URL without user, password and options."""
     parts = urlsplit(url)

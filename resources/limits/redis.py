@@ -17,6 +17,7 @@ from resources.redis_client import (
     Seldom,
     ask_primary,
     forget_connections,
+    is_redis_error,
     reason,
     redis_client,
     shown,
@@ -181,7 +182,7 @@ class RedisRateLimiter(RateLimiter):
             try:
                 return self._in_redis(ask)
             except Exception as error:
-                if not _is_redis_error(error):
+                if not is_redis_error(error):
                     raise
                 self._is_away(ask, error)
         return self._alone(ask)
@@ -268,10 +269,3 @@ class RedisRateLimiter(RateLimiter):
         """Seconds since Redis was first found away; 0 while it is there."""
         since = self._away_since
         return 0.0 if since is None else time.monotonic() - since
-
-
-def _is_redis_error(error: Exception) -> bool:
-    from redis.exceptions import RedisError
-
-    # ValueError: the answer is no JSON.
-    return isinstance(error, RedisError | OSError | ValueError)
