@@ -9,6 +9,7 @@ from embedding_assets.cli.build import build
 from embedding_assets.cli.cache import app as cache
 from embedding_assets.cli.check import check
 from embedding_assets.cli.indexes import collections, drop_index
+from embedding_assets.cli.keys import app as keys
 from embedding_assets.cli.new import new
 from embedding_assets.cli.plan import accept, plan
 from embedding_assets.cli.quarantine import quarantine
@@ -30,6 +31,7 @@ for panel, commands in _COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(cache, name="cache", rich_help_panel="Decide")
+app.add_typer(keys, name="keys", rich_help_panel="Serve")
 
 
 def _show_version(asked: bool) -> None:
