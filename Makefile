@@ -8,7 +8,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo ui test test-slow coverage lint format docs docs-serve bench clean
+.PHONY: help venv demo ui serve test test-slow coverage lint format docs docs-serve bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(INSTALLED) ## Index 120 Python Enhancement Proposals and search in them
 
 ui: $(INSTALLED) ## Open Dagster's UI on http://127.0.0.1:3000 (or PORT=3001)
 	$(BIN)/dg dev --host 127.0.0.1 --port $(or $(PORT),3000)
+
+serve: $(INSTALLED) ## Answer for embeddings and searches on http://127.0.0.1:8080 (or PORT=8081)
+	$(BIN)/embedding-assets serve --port $(or $(PORT),8080)
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 from embedding_assets.collection.embedder_settings import FallbackSettings, FirstEmbedderSettings
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.service.settings import ServiceSettings
 
 _FOLDER = Path(__file__).parent
 _NAMES = {
@@ -53,6 +54,12 @@ More about embedders is in [providers](providers.md), and about checks, deletion
 [operate](operate.md). What all collections share is set by [variables](#variables).
 
 """
+_SERVICE = """\
+## Variables of the service
+
+`embedding-assets serve` reads these besides ([serve](serve.md)).
+
+"""
 _VARIABLES = """\
 ## Variables
 
@@ -76,7 +83,10 @@ def settings_page() -> str:
     sections = "".join(_sections(CollectionSettings))
     variables = {f"EMBEDDING_{name}".upper(): f for name, f in Environment.model_fields.items()}
     table = _table("variable", variables).replace(_REQUIRED, "–").rstrip()
-    return f"{_MADE}{_SETTINGS}{sections}{_VARIABLES}{table}\n"
+    prefix = ServiceSettings.model_config.get("env_prefix", "")
+    service = {f"{prefix}{name}".upper(): f for name, f in ServiceSettings.model_fields.items()}
+    served = _table("variable", service).rstrip()
+    return f"{_MADE}{_SETTINGS}{sections}{_VARIABLES}{table}\n\n{_SERVICE}{served}\n"
 
 
 def command_line_page() -> str:

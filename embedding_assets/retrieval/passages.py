@@ -76,6 +76,14 @@ class Excerpts:
         They flow: lines that were broken only for their length are one. A sentence that is longer
         is cut between words.
         """
+        start, end = self.span(text, length)
+        before, after = "… " if text[:start].strip() else "", " …" if text[end:].strip() else ""
+        line = text.rfind("\n", 0, start) + 1
+        indented = text[line:end] if not text[line:start].strip() else text[start:end]
+        return f"{before}{dedent(_flowing(indented))}{after}"
+
+    def span(self, text: str, length: int) -> tuple[int, int]:
+        """Where those sentences begin and end in the text."""
         sentences = list(_sentences(text)) or [(0, len(text))]
         best, most = sentences[:1], -1.0
         for first in range(len(sentences)):
@@ -90,10 +98,7 @@ class Excerpts:
         (start, _), (_, end) = best[0], best[-1]
         if end - start > length:
             end = start + len(text[start : start + length].rsplit(None, 1)[0])
-        before, after = "… " if text[:start].strip() else "", " …" if text[end:].strip() else ""
-        line = text.rfind("\n", 0, start) + 1
-        indented = text[line:end] if not text[line:start].strip() else text[start:end]
-        return f"{before}{dedent(_flowing(indented))}{after}"
+        return start, end
 
     def _said(self, text: str) -> float:
         return sum(self._weights.get(stem, 0) for stem in {*_stems(text)})

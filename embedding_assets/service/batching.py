@@ -9,23 +9,27 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from embedding_assets.embeddings.stream import embed_each
 from embedding_assets.service.errors import QueueFullError
-from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.embedders.base import HARMLESS_TEXT, Embedder, EmbeddingBatch, Role
 
 _log = logging.getLogger(__name__)
 
-_BULK_SECONDS, _BULK_SECONDS_BESIDE_QUESTIONS = 0.05, 0.01
-"""How long a batch of bulk should take: a question waits for one that is under way."""
+_BATCH_SECONDS = 0.25
+"""How long a batch should take at most: larger ones are hardly more efficient."""
+_BESIDE_QUESTIONS = 2.5
+"""How many times as long as a short text alone a batch of bulk should take, while there are
+questions: each waits for one that is under way."""
 _QUESTIONS_ARE_RECENT = 10.0
 _FIRST_TOKENS_PER_SECOND = 2_000.0
 """Of one stream, while nothing is known of the speed."""
 _LEARNING_RATE = 0.2
+_WARM_UPS = 5
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(self._streams + 1, thread_name_prefix="embed")
         self._queues: dict[tuple[bool, Role], deque[TextJob]] = {}
         self._running = 0
+        self._seconds_of_one = _BATCH_SECONDS
         self._tokens_per_second = _FIRST_TOKENS_PER_SECOND
         self._last_question = -_QUESTIONS_ARE_RECENT
         self._is_scheduled = False
@@ -114,6 +119,17 @@ class Batcher:
         self.queued_tokens = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def warm_up(self) -> None:
+        """Loads the model, and sees how long it takes for a short text; not on the event loop.
+
+        Raises:
+            EmbeddingError: it cannot be loaded, or its server does not answer.
+        """
+        for _ in range(_WARM_UPS if self._embedder.seconds_per_call is not None else 1):
+            started = time.perf_counter()
+            self._embedder.embed([HARMLESS_TEXT])
+            self._seconds_of_one = min(self._seconds_of_one, time.perf_counter() - started)
 
     @property
     def running(self) -> int:
@@ -194,18 +210,16 @@ class Batcher:
             places = self._streams + (is_question or not beside_questions)
             if self._running >= places:
                 continue
-            queues = [
-                queue for (first, _), queue in self._queues.items() if first == is_question
-            ]
+            queues = [queue for (first, _), queue in self._queues.items() if first == is_question]
             for queue in queues:
                 while queue and queue[0].is_dropped:
                     queue.popleft()
             waiting = [queue for queue in queues if queue]
             if waiting:
                 oldest = min(waiting, key=lambda queue: queue[0].queued_at)
-                seconds = _BULK_SECONDS
+                seconds = _BATCH_SECONDS
                 if not is_question and beside_questions:
-                    seconds = _BULK_SECONDS_BESIDE_QUESTIONS
+                    seconds = min(seconds, _BESIDE_QUESTIONS * self._seconds_of_one)
                 return self._taken(oldest, seconds)
         return []
 
@@ -263,5 +277,3 @@ class Batcher:
             self._observer.finished(result, ended - started, waited)
         else:
             self._observer.failed(jobs, result)
-
-

@@ -257,6 +257,10 @@ class EmbeddingCache(dg.ConfigurableResource, ABC):
         """What it takes on a disk of this machine; None: it is elsewhere."""
         return None
 
+    def hasty(self) -> "EmbeddingCache":
+        """The same entries, for somebody who would rather do without than wait for a lock."""
+        return self
+
     def version(self) -> object:
         """Another value whenever something was written or removed; costs next to nothing.
 

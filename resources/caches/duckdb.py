@@ -59,6 +59,7 @@ from resources.identity.embedding_space import EmbeddingSpace
 _log = logging.getLogger(__name__)
 
 _HASHES_PER_SLICE = 262_144
+_HASTE = 0.5
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
@@ -157,6 +158,9 @@ class DuckDBEmbeddingCache(EmbeddingCache):
             lambda database: invalidate_entries(database, content_hashes, space_id, dry_run=dry_run)
         )
         return self._smaller(removed, dry_run)
+
+    def hasty(self) -> EmbeddingCache:
+        return self.model_copy(update={"lock_timeout": min(self.lock_timeout, _HASTE)})
 
     def version(self) -> object:
         path = Path(self.path)

@@ -27,7 +27,17 @@ class KeyFilter:
         """
         if not len(self.prefixes):
             return np.zeros(len(content_hashes), dtype=bool)
-        joined = b"".join(key[:_PREFIX_BYTES] for key in content_hashes)
-        asked = np.frombuffer(joined, ">u8").astype(np.uint64)
+        asked = _prefixes(content_hashes)
         places = np.searchsorted(self.prefixes, asked)
         return self.prefixes[np.minimum(places, len(self.prefixes) - 1)] == asked
+
+    def with_keys(self, content_hashes: Sequence[bytes], version: object) -> "KeyFilter":
+        """The filter after these were written, and nothing else."""
+        added = np.sort(_prefixes(content_hashes))
+        places = np.searchsorted(self.prefixes, added)
+        return KeyFilter(version, np.insert(self.prefixes, places, added))
+
+
+def _prefixes(content_hashes: Sequence[bytes]) -> np.ndarray:
+    joined = b"".join(key[:_PREFIX_BYTES] for key in content_hashes)
+    return np.frombuffer(joined, ">u8").astype(np.uint64)

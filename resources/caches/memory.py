@@ -94,6 +94,9 @@ class MemoryEmbeddingCache(EmbeddingCache):
             self._memory.clear()
         return removed
 
+    def hasty(self) -> EmbeddingCache:
+        return self.behind.hasty()
+
     def version(self) -> object:
         return self.behind.version()
 

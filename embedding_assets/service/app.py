@@ -1,0 +1,106 @@
+"""The application: endpoints, and what is around each of them."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedding_assets.service.access import Access
+from embedding_assets.service.embedding_routes import embedding_routes
+from embedding_assets.service.errors import ServiceError
+from embedding_assets.service.http import error_response
+from embedding_assets.service.metrics import Metrics
+from embedding_assets.service.search_routes import search_routes
+from embedding_assets.service.service import Service
+from embedding_assets.service.status_routes import status_routes
+from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(service: Service, access: Access) -> FastAPI:
+    """The application of a service.
+
+    Args:
+        service: what answers; it is started and stopped with the application.
+        access: who may ask.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="embedding-assets",
+        description="Embeddings and search, from the cache, models and indexes of the pipeline.",
+        lifespan=life,
+        redoc_url=None,
+    )
+    app.add_exception_handler(ServiceError, _failed)
+    app.add_exception_handler(EmbeddingAssetsError, _failed)
+    app.add_exception_handler(HTTPException, _failed)
+    for routes in (embedding_routes, search_routes, status_routes):
+        app.include_router(routes(service, access))
+    app.add_middleware(_Around, metrics=service.metrics)
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    del request
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        told = error_response(ServiceError(error.status_code, code, str(error.detail)))
+        told.headers.update(error.headers or {})
+        return told
+    if isinstance(error, NotFoundError):
+        return error_response(ServiceError(404, "not_found", str(error)))
+    if isinstance(error, InvalidInputError):
+        return error_response(ServiceError(422, "invalid_request", str(error)))
+    if isinstance(error, ServiceError):
+        return error_response(error)
+    return error_response(ServiceError(503, "unavailable", str(error), retry_after=1.0))
+
+
+class _Around:
+    """Measures each request, adds the headers that belong to every answer, and answers defects."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in scope.get("state", {}).get("headers", {}).items():
+                    headers[name] = value
+                taken = (time.perf_counter() - started) * 1000
+                headers["Server-Timing"] = f"total;dur={taken:.2f}"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            _log.exception("A defect of the service's")
+            if not status:
+                told = ServiceError(500, "internal", "A defect of the service's; see its log.")
+                await error_response(told)(scope, receive, answer)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(endpoint, str(status)).inc()
+            self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)

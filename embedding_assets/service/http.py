@@ -1,0 +1,183 @@
+"""Between HTTP and the service: bodies in, JSON out, and who has left or will not wait longer."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from embedding_assets.service.errors import ServiceError
+from embedding_assets.service.settings import ServiceSettings
+from embedding_assets.service.vectors import VectorRequest, VectorServer
+
+DEADLINE = "X-Request-Timeout"
+_Body = TypeVar("_Body", bound=BaseModel)
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+async def read_body(request: Request, settings: ServiceSettings) -> bytes:
+    """The body, if it is small enough and comes in time.
+
+    Raises:
+        ServiceError: it is too large, too slow, or the client has left.
+    """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > settings.max_body:
+        raise _too_large(settings)
+
+    async def read() -> bytes:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > settings.max_body:
+                raise _too_large(settings)
+            parts.append(part)
+        return b"".join(parts)
+
+    try:
+        return await asyncio.wait_for(read(), settings.body_seconds)
+    except asyncio.TimeoutError:
+        raise ServiceError(
+            408,
+            "body_too_slow",
+            f"The request did not arrive within {settings.body_seconds:g} s.",
+        ) from None
+    except ClientDisconnect:
+        raise ServiceError(499, "client_left", "The client has left.") from None
+
+
+def _too_large(settings: ServiceSettings) -> ServiceError:
+    return ServiceError(
+        413,
+        "body_too_large",
+        f"A request may have {settings.max_body:,} bytes: send fewer texts in each.",
+    )
+
+
+def parsed(model: type[_Body], body: bytes) -> _Body:
+    """A body of JSON as what it is to be.
+
+    Raises:
+        ServiceError: it is none; it names the first field that is wrong, and quotes nothing.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = first["loc"]
+    field = ".".join(str(part) for part in place if not _is_of_union(part))
+    raise ServiceError(
+        400 if first["type"] == "json_invalid" else 422,
+        "invalid_json" if first["type"] == "json_invalid" else "invalid_request",
+        f"{field}: {first['msg']}" if field else first["msg"],
+        field=field or None,
+    )
+
+
+def _is_of_union(part: int | str) -> bool:
+    """Pydantic names the member of a union as if it were a field."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int"))
+
+
+def check_texts(texts: list[str], field: str, settings: ServiceSettings) -> None:
+    """Raises ServiceError if there are too many texts, or one is too long."""
+    if len(texts) > settings.max_texts:
+        raise ServiceError(
+            422,
+            "too_many_texts",
+            f"A request may have {settings.max_texts:,} texts, and has {len(texts):,}.",
+            field=field,
+        )
+    for index, text in enumerate(texts):
+        if len(text) > settings.max_characters:
+            raise ServiceError(
+                422,
+                "text_too_long",
+                f"A text may have {settings.max_characters:,} characters; number {index} has "
+                f"{len(text):,}.",
+                field=f"{field}.{index}" if len(texts) > 1 else field,
+            )
+
+
+def seconds_left(request: Request, settings: ServiceSettings) -> float:
+    """How long the client waits, by its header.
+
+    Raises:
+        ServiceError: the header holds no number of seconds.
+    """
+    said = request.headers.get(DEADLINE)
+    if said is None:
+        return settings.deadline
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ServiceError(
+            422, "invalid_deadline", f"{DEADLINE} is a number of seconds above 0.", field=DEADLINE
+        )
+    return min(seconds, settings.deadline)
+
+
+async def answered(
+    server: VectorServer, asked: VectorRequest, request: Request, seconds: float
+) -> None:
+    """Waits for vectors, as long as the client does.
+
+    Args:
+        server: was asked.
+        asked: what it was asked for.
+        request: its body has been read.
+        seconds: that are left.
+
+    Raises:
+        ServiceError: the model failed, the time is over, or the client has left.
+    """
+    if asked.done is None:
+        return
+    # After the body only this comes; a client that has left is no reason to embed.
+    left = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({asked.done, left}, timeout=seconds, return_when="FIRST_COMPLETED")
+        if asked.done.done():
+            asked.done.result()
+            return
+        server.abandon(asked)
+        if left.done():
+            raise ServiceError(499, "client_left", "The client has left.")
+        raise ServiceError(
+            504, "deadline_exceeded", f"It was not done within {seconds:g} s.", retry_after=1.0
+        )
+    except asyncio.CancelledError:
+        server.abandon(asked)
+        raise
+    finally:
+        left.cancel()
+
+
+def json_response(
+    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON, in which vectors may be arrays of float32."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, dict(headers or {}), "application/json")
+
+
+def error_response(error: ServiceError) -> Response:
+    """An error as OpenAI's clients read it, which has all that others need."""
+    kind = _TYPES.get(error.status) or (
+        "server_error" if error.status >= 500 else "invalid_request_error"
+    )
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": kind,
+        "param": error.field,
+        "code": error.code,
+    }
+    if error.retry_after is not None and math.isfinite(error.retry_after):
+        body["retry_after"] = math.ceil(error.retry_after * 1000) / 1000
+    return json_response({"error": body}, error.status, error.headers)

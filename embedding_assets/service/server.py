@@ -1,0 +1,122 @@
+"""Runs the application: one process, one event loop, one registry of metrics."""
+
+import asyncio
+import ipaddress
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedding_assets.collection.environment import read_environment
+from resources.errors import InvalidInputError, MissingPackageError, NotFoundError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_SWITCH_SECONDS = 0.0005
+"""The event loop waits no longer for threads that calculate in Python; by default ten times as
+long."""
+_IDLE_SECONDS = 75
+_HEADER_SECONDS = 20.0
+_QUEUED_CONNECTIONS = 2_048
+
+
+def serve_project(
+    names: Sequence[str], host: str, port: int, announce: Callable[[str], None]
+) -> None:
+    """Serves the project around the working directory, until SIGTERM or SIGINT.
+
+    Then it takes nothing new, and answers what it has accepted.
+
+    Args:
+        names: the collections that are served; none: all that can be loaded.
+        host: address to listen at.
+        port: port to listen at.
+        announce: is told where it listens, a line at a time.
+
+    Raises:
+        InvalidInputError: others than this machine could ask, and there are no keys.
+        MissingPackageError: the extra `service` is not installed.
+        NotFoundError: there is no collection, or one of these names cannot be loaded.
+    """
+    try:
+        from embedding_assets.service.access import Access
+        from embedding_assets.service.app import create_app
+    except ImportError as error:
+        raise MissingPackageError("`embedding-assets serve`", "service") from error
+    import embedding_assets as ea
+    from embedding_assets.api import loaded
+    from embedding_assets.service.keys import FILE_NAME, KeyRing
+    from embedding_assets.service.service import Service
+    from embedding_assets.service.settings import ServiceSettings
+    from resources.limits.from_url import quotas_from_url
+
+    environment = read_environment()
+    available, broken = loaded()
+    if names:
+        available, broken = {name: ea.open(name) for name in names}, []
+    if not available:
+        raise NotFoundError(
+            "\n".join(["There is no collection to serve: `embedding-assets new FOLDER`.", *broken])
+        )
+    keys = KeyRing(environment.data_dir / FILE_NAME)
+    check_address(host, has_keys=keys.any)
+    settings = ServiceSettings()
+    service = Service(available, broken, settings)
+    quotas = quotas_from_url(environment.rate_limiter)
+    app = create_app(service, Access(keys, quotas, settings.quota, service.metrics))
+    shown = f"[{host}]" if ":" in host else host
+    announce(f"Search page:   http://{shown}:{port}/")
+    announce(f"Documentation: http://{shown}:{port}/docs")
+    _run(app, host, port, settings.drain_seconds)
+
+
+def _run(app: "FastAPI", host: str, port: int, drain_seconds: int) -> None:
+    import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Protocol(AutoHTTPProtocol):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        """Closes connections over which no request has come after a while."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._close_if_silent)
+
+        def _close_if_silent(self) -> None:
+            transport: Any = self.transport  # pyright: ignore[reportAttributeAccessIssue]
+            if getattr(self, "cycle", None) is None and not transport.is_closing():
+                transport.close()
+
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    config = uvicorn.Config(
+        app,
+        host,
+        port,
+        http=Protocol,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=drain_seconds,
+        backlog=_QUEUED_CONNECTIONS,
+    )
+    uvicorn.Server(config).run()
+
+
+def check_address(host: str, *, has_keys: bool) -> None:
+    """Without keys nobody but this machine may ask.
+
+    Raises:
+        InvalidInputError: others could.
+    """
+    if has_keys or host == "localhost":
+        return
+    try:
+        is_own = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_own = False
+    if not is_own:
+        raise InvalidInputError(
+            f"Without API keys the service is for this machine only, and {host} can be reached "
+            "from others. Make a key first: `embedding-assets keys create NAME`."
+        )

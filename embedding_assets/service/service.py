@@ -1,0 +1,282 @@
+"""The service without HTTP: which models, caches and indexes it answers from."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from embedding_assets.api import Collection
+from embedding_assets.retrieval.hits import Hits
+from embedding_assets.retrieval.search import IndexReader, nearest_chunks
+from embedding_assets.service.batching import QueueLimits
+from embedding_assets.service.errors import ServiceError
+from embedding_assets.service.metrics import Metrics
+from embedding_assets.service.settings import ServiceSettings
+from embedding_assets.service.vectors import VectorServer
+from resources.caches.duckdb_file import CacheLockedError
+from resources.caches.memory import VectorMemory
+from resources.embedders.base import Embedder
+from resources.identity.content_hash import canonical_question
+from resources.machine import machine
+from resources.vector_stores.base import NoIndexError
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_MEMORY_SHARE = 20
+_SECONDS_OF_SPACES, _SECONDS_OF_PARTS = 1.0, 1.0
+"""For so long the spaces in which a collection has rows, and what works, are taken to stay so."""
+_SECONDS_BETWEEN_LOADS = 5.0
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that must work for the service to work.
+
+    Attributes:
+        ok: whether it does.
+        seconds: that it took to answer.
+        reason: why it does not work.
+    """
+
+    ok: bool
+    seconds: float
+    reason: str | None = None
+
+
+class Service:
+    """Answers from the collections of a project; its methods are for one event loop."""
+
+    def __init__(
+        self,
+        collections: Mapping[str, Collection],
+        not_loaded: Sequence[str],
+        settings: ServiceSettings,
+    ) -> None:
+        self.collections = dict(collections)
+        self.not_loaded = list(not_loaded)
+        self.settings = settings
+        self.metrics = Metrics()
+        self.started_at = time.time()
+        self.servers: dict[str, VectorServer] = {}
+        memory = VectorMemory(settings.memory or machine().memory // _MEMORY_SHARE)
+        limits = QueueLimits(settings.queue_texts, settings.queue_tokens, settings.queue_seconds)
+        for collection in self.collections.values():
+            for embedder in collection.resources.embedders:
+                if embedder.space.id not in self.servers:
+                    cache = collection.resources.cache
+                    self.servers[embedder.space.id] = VectorServer(
+                        embedder, cache, memory, limits, self.metrics
+                    )
+        self._loading: list[asyncio.Task[None]] = []
+        self._failures: dict[str, str] = {}
+        self._asked: dict[str, tuple[float, Sequence[Embedder]]] = {}
+        self._parts: tuple[float, dict[str, Part]] = (-math.inf, {})
+        self._threads = ThreadPoolExecutor(2 * machine().cores, thread_name_prefix="store")
+
+    # --- Life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to load the models; `parts` says when that is done."""
+        for space, server in self.servers.items():
+            self._loading.append(asyncio.create_task(self._load(space, server)))
+
+    async def _load(self, space: str, server: VectorServer) -> None:
+        self._failures.pop(space, None)
+        self.metrics.model.labels(space).info(
+            {
+                "model": server.space.model,
+                "dimension": str(server.space.dimension),
+                "kind": server.embedder.kind,
+            }
+        )
+        while not server.is_loaded:
+            try:
+                await server.start()
+                _log.info("Ready: %s", server.embedder.describe())
+            except Exception as error:
+                self._failures[space] = str(error)
+                _log.warning("%s cannot be used, which is tried again: %s", space, error)
+                await asyncio.sleep(_SECONDS_BETWEEN_LOADS)
+        self._failures.pop(space, None)
+
+    async def stop(self) -> None:
+        """Waits until what was accepted is answered, and stores what was embedded."""
+        for task in self._loading:
+            task.cancel()
+        await asyncio.gather(*(server.stop() for server in self.servers.values()))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- Which model ------------------------------------------------------------------------------
+
+    def server_of(self, embedder: Embedder) -> VectorServer:
+        """What answers for the space of an embedder."""
+        return self.servers[embedder.space.id]
+
+    def server_for(
+        self, collection: str | None, model: str | None, field: str = "model"
+    ) -> VectorServer:
+        """What embeds for somebody who names a collection, a model, both or nothing.
+
+        Raises:
+            ServiceError: there is no such, or there are several.
+        """
+        if collection is not None:
+            found = self.server_of(self.collection(collection).resources.embedder)
+            names = (found.space.model, found.space.id, collection)
+            if model is not None and model not in names:
+                raise ServiceError(
+                    422,
+                    "model_not_of_collection",
+                    f"The collection '{collection}' has the model {found.space.model}; leave out "
+                    "'model', or 'collection'.",
+                    field=field,
+                )
+            return found
+        if model is not None:
+            if model in self.collections:
+                return self.server_of(self.collections[model].resources.embedder)
+            named = [
+                one for one in self.servers.values() if model in (one.space.model, one.space.id)
+            ]
+            if len(named) == 1:
+                return named[0]
+            if named:
+                raise ServiceError(
+                    422,
+                    "several_models",
+                    f"Several spaces have the model {model}: name a collection "
+                    f"({', '.join(self.collections)}), or one of "
+                    f"{', '.join(one.space.id for one in named)}.",
+                    field=field,
+                )
+            known = {one.space.model for one in self.servers.values()} | {*self.collections}
+            raise ServiceError(
+                404,
+                "model_not_found",
+                f"There is no such model. There are: {', '.join(sorted(known)) or 'none'}.",
+                field=field,
+            )
+        firsts = {self.server_of(one.resources.embedder) for one in self.collections.values()}
+        if len(firsts) == 1:
+            return firsts.pop()
+        raise ServiceError(
+            422,
+            "name_a_model",
+            "There are several models: name a collection, which is one of "
+            f"{', '.join(self.collections)}."
+            if firsts
+            else "There is no collection yet: `embedding-assets new FOLDER` makes one.",
+            field="collection",
+        )
+
+    def collection(self, name: str) -> Collection:
+        """One collection.
+
+        Raises:
+            ServiceError: there is no such.
+        """
+        if name not in self.collections:
+            raise ServiceError(
+                404,
+                "collection_not_found",
+                f"There is no such collection. There are: {', '.join(self.collections) or 'none'}.",
+                field="collection",
+            )
+        return self.collections[name]
+
+    # --- Search -----------------------------------------------------------------------------------
+
+    async def in_thread(self, act: Callable[[], _Result]) -> _Result:
+        """Runs what reads the store, which would stop the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act)
+
+    async def built(self) -> list[str]:
+        """The collections in which there is something to search."""
+        asked = await self.in_thread(
+            lambda: [name for name, one in self.collections.items() if one.index.is_built]
+        )
+        return asked or list(self.collections)
+
+    async def spaces_to_ask(self, names: Sequence[str]) -> dict[IndexReader, Sequence[Embedder]]:
+        """The indexes of some collections, each with the embedders of the spaces it has rows in.
+
+        Raises:
+            NoIndexError: a collection has no index yet.
+        """
+        asked = {}
+        for name in names:
+            index = self.collection(name).index
+            known_at, embedders = self._asked.get(name, (0.0, ()))
+            if time.monotonic() - known_at > _SECONDS_OF_SPACES or not embedders:
+                embedders = await self.in_thread(index.embedders)
+                self._asked[name] = time.monotonic(), embedders
+            asked[index] = embedders
+        return asked
+
+    async def nearest(
+        self,
+        asked: Mapping[IndexReader, Sequence[Embedder]],
+        vectors: Mapping[str, np.ndarray],
+        k: int,
+        *,
+        exact: bool,
+    ) -> Hits:
+        """The chunks nearest to a question whose vectors are there, by id of the space."""
+        by_space = {
+            embedder.space: vectors[embedder.space.id]
+            for embedders in asked.values()
+            for embedder in embedders
+        }
+        return await self.in_thread(lambda: nearest_chunks(asked, by_space, k, exact=exact))
+
+    @staticmethod
+    def question(text: str) -> str:
+        """The canonical form of a question.
+
+        Raises:
+            InvalidInputError: nothing is left of it.
+        """
+        return canonical_question(text)
+
+    # --- Readiness --------------------------------------------------------------------------------
+
+    async def parts(self) -> dict[str, Part]:
+        """All that must work, by name: models, the cache, and the indexes; asked once a second."""
+        if time.monotonic() - self._parts[0] > _SECONDS_OF_PARTS:
+            self._parts = time.monotonic(), await self._ask_parts()
+        return self._parts[1]
+
+    async def _ask_parts(self) -> dict[str, Part]:
+        found: dict[str, Part] = {}
+        for space, server in self.servers.items():
+            reason = None if server.is_loaded else self._failures.get(space, "It is being loaded.")
+            seconds = server.batcher.seconds_to_wait
+            found[f"model {server.space.model} ({space})"] = Part(reason is None, seconds, reason)
+        checks: dict[str, Callable[[], object]] = {}
+        for collection in self.collections.values():
+            checks["cache"] = collection.resources.cache.hasty().spaces
+            checks[f"index {collection.name}"] = collection.index.embedders
+        tried = await asyncio.gather(*map(self._tried, checks.values()))
+        return found | dict(zip(checks, tried, strict=True))
+
+    async def _tried(self, act: Callable[[], object]) -> Part:
+        started, reason, ok = time.perf_counter(), None, True
+        try:
+            await asyncio.wait_for(self.in_thread(act), _PATIENCE)
+        except asyncio.TimeoutError:
+            ok, reason = False, f"It does not answer within {_PATIENCE:.0f} s."
+        except NoIndexError:
+            reason = "It is not built yet."
+        except CacheLockedError:
+            reason = "A run is writing; until it is done texts are embedded."
+        except Exception as error:
+            ok, reason = False, str(error) or type(error).__name__
+        return Part(ok, time.perf_counter() - started, reason)

@@ -1,0 +1,60 @@
+"""What can be set of the service."""
+
+from typing import Annotated
+
+from pydantic import ByteSize, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resources.limits.quota import Quota
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class ServiceSettings(BaseSettings):
+    """All variables, each EMBEDDING_SERVE_ and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EMBEDDING_SERVE_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    max_body: ByteSize = Field(default=ByteSize(8_000_000), gt=0, description="Bytes of a request.")
+    max_texts: Count = Field(default=2_048, description="Texts of a request.")
+    max_characters: Count = Field(default=100_000, description="Characters of a text.")
+    max_hits: Count = Field(default=1_000, description="Hits of a search.")
+    body_seconds: float = Field(
+        default=20.0, gt=0, description="For how long a client may take to send a request."
+    )
+    queue_texts: Count = Field(default=20_000, description="Texts that wait for a model.")
+    queue_tokens: Count = Field(
+        default=4_000_000, description="Tokens, as estimated, that wait for a model."
+    )
+    queue_seconds: float = Field(
+        default=10.0, gt=0, description="Who would have to wait for longer is refused at once."
+    )
+    deadline: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds after which a request is given up, unless its header "
+        "X-Request-Timeout says less.",
+    )
+    drain_seconds: int = Field(
+        default=30, gt=0, description="At the end, for requests that were accepted."
+    )
+    memory: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Memory for vectors that were asked for lately; by default a twentieth of "
+        "what there is.",
+    )
+    requests_per_minute: Count | None = Field(
+        default=None, description="Of a key, or of an address without keys; by default any number."
+    )
+    texts_per_minute: Count | None = Field(default=None, description="The same in texts.")
+    tokens_per_minute: Count | None = Field(
+        default=None, description="The same in tokens, as estimated: four bytes each."
+    )
+
+    @property
+    def quota(self) -> Quota:
+        """What each client may take unless its key says otherwise."""
+        return Quota(self.requests_per_minute, self.texts_per_minute, self.tokens_per_minute)

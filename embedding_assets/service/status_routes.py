@@ -1,0 +1,126 @@
+"""Whether the service works, how it goes, and the search page."""
+
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from embedding_assets.service.access import Access
+from embedding_assets.service.http import json_response
+from embedding_assets.service.service import Service
+
+SCOPE = "metrics"
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def status_routes(service: Service, access: Access) -> APIRouter:
+    """The endpoints for those who operate the service, and the page."""
+    router = APIRouter(tags=["Status"])
+
+    @router.get("/health")
+    async def health() -> Response:
+        """The process is alive and its event loop turns."""
+        return json_response({"status": "ok"})
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """Models are loaded, the cache answers, and the indexes can be opened."""
+        parts = await service.parts()
+        is_ready = all(part.ok for part in parts.values())
+        return json_response(
+            {
+                "status": "ready" if is_ready else "not ready",
+                "parts": {
+                    name: {
+                        "ok": part.ok,
+                        "seconds": round(part.seconds, 6),
+                        **({"reason": part.reason} if part.reason else {}),
+                    }
+                    for name, part in parts.items()
+                },
+            },
+            200 if is_ready else 503,
+        )
+
+    @router.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """For Prometheus."""
+        access.identify(request, SCOPE)
+        _look(service)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/stats")
+    async def stats(request: Request) -> Response:
+        """The same numbers for people."""
+        access.identify(request, SCOPE)
+        _look(service)
+        return json_response(_stats(service))
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(
+            _page(),
+            media_type="text/html",
+            headers={
+                "Content-Security-Policy": _PAGE_POLICY,
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+            },
+        )
+
+    return router
+
+
+@cache
+def _page() -> bytes:
+    return (Path(__file__).parent / "page.html").read_bytes()
+
+
+def _look(service: Service) -> None:
+    """Sets what is looked up only when somebody asks."""
+    batchers = [server.batcher for server in service.servers.values()]
+    service.metrics.queued_texts.set(sum(one.queued_texts for one in batchers))
+    service.metrics.queued_tokens.set(sum(one.queued_tokens for one in batchers))
+    service.metrics.running.set(sum(one.running for one in batchers))
+
+
+def _stats(service: Service) -> dict[str, Any]:
+    numbers: dict[str, float] = {}
+    by_name: dict[str, dict[str, float]] = {}
+    for metric in service.metrics.registry.collect():
+        for sample in metric.samples:
+            name = sample.name.removeprefix("embedding_")
+            if name.endswith(("_bucket", "_created", "_info")):
+                continue
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            if labels:
+                by_name.setdefault(name, {})[labels] = sample.value
+            else:
+                numbers[name] = sample.value
+    texts = by_name.get("texts_total", {})
+    cached = sum(value for labels, value in texts.items() if "cached=true" in labels)
+    total = sum(texts.values())
+    return {
+        "uptime_seconds": round(time.time() - service.started_at, 1),
+        "cache_hit_rate": round(cached / total, 4) if total else None,
+        "models": [
+            {
+                "model": server.space.model,
+                "space": server.space.id,
+                "dimension": server.space.dimension,
+                "loaded": server.is_loaded,
+                "runs": server.embedder.describe() if server.is_loaded else None,
+                "queued_texts": server.batcher.queued_texts,
+                "seconds_to_wait": round(server.batcher.seconds_to_wait, 3),
+            }
+            for server in service.servers.values()
+        ],
+        **numbers,
+        **by_name,
+    }

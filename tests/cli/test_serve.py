@@ -1,0 +1,127 @@
+"""`embedding-assets serve`: the real command, in a project of its own, with the default model."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from resources.caches.duckdb import DuckDBEmbeddingCache
+from tests.support.instance import dagster_home
+from tests.support.pipeline import write_jsonl
+from tests.support.project import Project
+from tests.support.service import wait_until
+
+NOTES = [
+    {"id": "cats", "text": "The cat sleeps on the sofa all day."},
+    {"id": "trains", "text": "The train to the coast leaves at half past eight."},
+]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, model_cache: Path) -> dict[str, str]:
+    """Of commands in a project with one collection."""
+    project = Project(tmp_path)
+    source = write_jsonl(tmp_path / "notes.jsonl", NOTES)
+    project.write(
+        {
+            "name": "notes",
+            "source": {"path": str(source)},
+            "partitions": {"by": "bucket", "count": 1},
+        }
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "models").symlink_to(model_cache)
+    return {
+        "PATH": str(Path(sys.executable).parent),
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
+        "DAGSTER_HOME": str(dagster_home(tmp_path / "home")),
+        "HOME": str(tmp_path),
+    }
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "embedding-assets"), *arguments]
+
+
+@contextmanager
+def serving(folder: Path, environment: dict[str, str]) -> Iterator[tuple[httpx.Client, list[str]]]:
+    """The server once it is ready; what it said is there at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    said: list[str] = []
+    with (
+        (folder / "said").open("w") as output,
+        subprocess.Popen(
+            command("serve", "--port", str(port)),
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+
+        def is_ready() -> bool:
+            assert process.poll() is None, (folder / "said").read_text()
+            try:
+                return client.get("/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(is_ready, 120)
+            yield client, said
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+            said += (folder / "said").read_text().splitlines()
+    assert status in (0, -signal.SIGTERM)
+
+
+def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_cache(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    built = subprocess.run(
+        command("build", "notes"), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    with serving(tmp_path, environment) as (client, said):
+        found = client.post("/search", json={"query": "When does the train go?", "k": 1}).json()
+        assert found["hits"][0]["document_id"] == "trains"
+        known = client.post("/embed", json={"text": NOTES[0]["text"]}).json()
+        assert known["cached"] is True
+        assert client.post("/embed", json={"text": "new"}).json()["cached"] is False
+        assert "<!doctype html>" in client.get("/").text.lower()
+    assert [line.split("http")[0].strip() for line in said] == ["Search page:", "Documentation:"]
+    assert not any(re.search(r"warn|error", line, re.I) for line in said)
+    cache = DuckDBEmbeddingCache(path=str(tmp_path / "data" / "cache.duckdb"))
+    # Two chunks and the canaries of the pipeline; the question and the new text of the service.
+    (space,) = cache.spaces()
+    entries = {statistics.space_id: statistics.entries for statistics in cache.statistics()}
+    assert entries[space.id] >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "embedding-assets keys create"),
+        (["--collection", "nobody"], "There is no collection 'nobody'"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_a_sentence(
+    tmp_path: Path, environment: dict[str, str], arguments: list[str], sentence: str
+) -> None:
+    ended = subprocess.run(
+        command("serve", *arguments), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert sentence in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
