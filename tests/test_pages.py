@@ -16,6 +16,7 @@ from docs import make_reference
 from embedding_assets.cli.main import app
 from embedding_assets.collection.environment import Environment
 from embedding_assets.collection.settings import CollectionSettings
+from embedding_assets.service.settings import ServiceSettings
 from tests.support.checkout import PROJECT
 
 PAGE = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -99,6 +100,7 @@ def test_the_page_of_settings_tells_of_every_setting_and_every_variable() -> Non
     assert {"tokenizer", "max_attempts", "when"} <= settings
     assert settings == {name for name in told if not name.startswith("EMBEDDING_")}
     variables = {f"EMBEDDING_{name.upper()}" for name in described(Environment)}
+    variables |= {f"EMBEDDING_SERVE_{name.upper()}" for name in described(ServiceSettings)}
     assert variables == {name for name in told if name.startswith("EMBEDDING_")}
 
 
