@@ -1,0 +1,77 @@
+"""A light HTTP client, so that the server and not its clients has the processor."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Load:
+    """What clients saw.
+
+    Attributes:
+        latencies: seconds of each answer.
+        statuses: how many answers of each status.
+        seconds: from the first request to the last answer.
+    """
+
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    refusals: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def per_second(self) -> float:
+        return self.statuses[200] / self.seconds
+
+
+def request(path: str, body: Any) -> bytes:
+    """The bytes of a POST."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def clients(
+    port: int, requests: Iterable[bytes], count: int, until: float | None = None
+) -> Load:
+    """So many connections that each send the next request as soon as the last is answered.
+
+    Args:
+        port: of the server on this machine.
+        requests: shared by all of them.
+        count: how many connections.
+        until: on the clock of `time.perf_counter`, when they stop; by default with the requests.
+    """
+    load, rest = Load(), iter(requests)
+    started = time.perf_counter()
+    await asyncio.gather(*(_client(port, rest, load, until) for _ in range(count)))
+    load.seconds = time.perf_counter() - started
+    return load
+
+
+async def _client(port: int, requests: Iterator[bytes], load: Load, until: float | None) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    try:
+        for content in requests:
+            started = time.perf_counter()
+            if until is not None and started > until:
+                return
+            writer.write(content)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            status, taken = int(head[9:12]), time.perf_counter() - started
+            load.statuses[status] += 1
+            (load.latencies if status == 200 else load.refusals).append(taken)
+            if status != 200:
+                await asyncio.sleep(0.05)
+    finally:
+        writer.close()
