@@ -16,17 +16,20 @@ class Load:
     Attributes:
         latencies: seconds of each answer.
         statuses: how many answers of each status.
-        seconds: from the first request to the last answer.
+        refusals: the same of answers that are none.
+        seconds: from the first request to the last answer, or to the last request.
+        late: answers that came after that.
     """
 
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     refusals: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    late: int = 0
 
     @property
     def per_second(self) -> float:
-        return self.statuses[200] / self.seconds
+        return (self.statuses[200] - self.late) / self.seconds
 
 
 def request(path: str, body: Any) -> bytes:
@@ -57,6 +60,30 @@ async def clients(
     return load
 
 
+async def arrivals(port: int, requests: Iterable[bytes], per_second: float, until: float) -> Load:
+    """Requests at a steady rate, whether those before are answered or not.
+
+    Args:
+        port: of the server on this machine.
+        requests: one after the other.
+        per_second: how many.
+        until: on the clock of `time.perf_counter`, when the last is sent.
+    """
+    load, started = Load(), time.perf_counter()
+    running: list[asyncio.Task[None]] = []
+    for number, content in enumerate(requests):
+        due = started + number / per_second
+        if due > until:
+            break
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        running.append(asyncio.create_task(_client(port, iter([content]), load, None)))
+    load.seconds = time.perf_counter() - started
+    answered = load.statuses[200]
+    await asyncio.gather(*running)
+    load.late = load.statuses[200] - answered
+    return load
+
+
 async def _client(port: int, requests: Iterator[bytes], load: Load, until: float | None) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
@@ -71,7 +98,5 @@ async def _client(port: int, requests: Iterator[bytes], load: Load, until: float
             status, taken = int(head[9:12]), time.perf_counter() - started
             load.statuses[status] += 1
             (load.latencies if status == 200 else load.refusals).append(taken)
-            if status != 200:
-                await asyncio.sleep(0.05)
     finally:
         writer.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
@@ -70,8 +71,8 @@ class Access:
         key: ApiKey | None = request.state.key
         return key is None or key.allows(scope)
 
-    async def take(self, request: Request, texts: int, tokens: int) -> None:
-        """Counts a request.
+    async def take(self, request: Request, texts: Sequence[str]) -> None:
+        """Counts a request and its texts; tokens as estimated, for it costs nothing.
 
         Raises:
             ServiceError: it is over a limit of its key or address.
@@ -79,7 +80,8 @@ class Access:
         quota: Quota = request.state.quota
         if not any(limit is not None for limit in quota.limits):
             return
-        client, cost = request.state.client, Cost(1, texts, tokens)
+        client = request.state.client
+        cost = Cost(1, len(texts), sum(2 + len(text) // 4 for text in texts))
         if isinstance(self._quotas, MemoryQuotas):
             verdict = self._quotas.take(client, quota, cost)
         else:  # asks a server

@@ -6,18 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedding_assets.service.access import Access
-from embedding_assets.service.embedding_routes import embedding_routes
+from embedding_assets.service.embedding_routes import add_embedding_routes
 from embedding_assets.service.errors import ServiceError
 from embedding_assets.service.http import error_response
 from embedding_assets.service.metrics import Metrics
-from embedding_assets.service.search_routes import search_routes
+from embedding_assets.service.search_routes import add_search_routes
 from embedding_assets.service.service import Service
-from embedding_assets.service.status_routes import status_routes
+from embedding_assets.service.status_routes import add_status_routes
 from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -47,8 +46,9 @@ def create_app(service: Service, access: Access) -> FastAPI:
     app.add_exception_handler(ServiceError, _failed)
     app.add_exception_handler(EmbeddingAssetsError, _failed)
     app.add_exception_handler(HTTPException, _failed)
-    for routes in (embedding_routes, search_routes, status_routes):
-        app.include_router(routes(service, access))
+    # Not by routers: to look through those would take longer than to answer from memory.
+    for add in (add_embedding_routes, add_search_routes, add_status_routes):
+        add(app, service, access)
     app.add_middleware(_Around, metrics=service.metrics)
     return app
 
@@ -86,11 +86,11 @@ class _Around:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
+                headers = message["headers"]
                 for name, value in scope.get("state", {}).get("headers", {}).items():
-                    headers[name] = value
+                    headers.append((name.lower().encode(), value.encode()))
                 taken = (time.perf_counter() - started) * 1000
-                headers["Server-Timing"] = f"total;dur={taken:.2f}"
+                headers.append((b"server-timing", b"total;dur=%.2f" % taken))
             await send(message)
 
         try:
@@ -102,5 +102,4 @@ class _Around:
                 await error_response(told)(scope, receive, answer)
         finally:
             endpoint = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(endpoint, str(status)).inc()
-            self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
+            self._metrics.answered(endpoint, status, time.perf_counter() - started)

@@ -1,8 +1,7 @@
 """Dynamic batching: texts wait in a bounded queue, and go to the model as soon as it is free.
 
-There is no lock and no timer. All of it runs on the event loop, but for the model's own calls, and
-whatever has come while the model was busy is its next batch. A text that comes alone is sent alone,
-at once.
+There is no lock. All of it runs on the event loop, but for the model's own calls, and whatever has
+come while the model was busy is its next batch. A text that comes alone is sent alone, at once.
 """
 
 import asyncio
@@ -22,13 +21,15 @@ _log = logging.getLogger(__name__)
 
 _BATCH_SECONDS = 0.25
 """How long a batch should take at most: larger ones are hardly more efficient."""
-_BESIDE_QUESTIONS = 2.5
+_BESIDE_QUESTIONS = 3.5
 """How many times as long as a short text alone a batch of bulk should take, while there are
 questions: each waits for one that is under way."""
-_QUESTIONS_ARE_RECENT = 10.0
+_QUESTIONS_ARE_RECENT = 3.0
 _FIRST_TOKENS_PER_SECOND = 2_000.0
 """Of one stream, while nothing is known of the speed."""
 _LEARNING_RATE = 0.2
+_GRACE = 0.1
+"""Of the time that a batch takes."""
 _WARM_UPS = 5
 
 
@@ -110,11 +111,12 @@ class Batcher:
         # One more than work at a time: the next batch is tokenized when one is done.
         self._pool = ThreadPoolExecutor(self._streams + 1, thread_name_prefix="embed")
         self._queues: dict[tuple[bool, Role], deque[TextJob]] = {}
-        self._running = 0
+        self._running = self._bulk_running = 0
         self._seconds_of_one = _BATCH_SECONDS
+        self._seconds_of_batch = self._texts_of_batch = 0.0
         self._tokens_per_second = _FIRST_TOKENS_PER_SECOND
         self._last_question = -_QUESTIONS_ARE_RECENT
-        self._is_scheduled = False
+        self._timer: asyncio.Handle | None = None
         self.queued_texts = 0
         self.queued_tokens = 0
         self._idle = asyncio.Event()
@@ -189,15 +191,26 @@ class Batcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _schedule(self) -> None:
-        # Behind the other requests that have been read by now: they are one batch.
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._send)
+        # Behind the other requests that have been read by now: they are one batch. Those whose
+        # last answers have just been sent come within some milliseconds, and while the model works
+        # on another batch, to begin with one or two of them would cost more than to wait for all.
+        loop = asyncio.get_running_loop()
+        if not self._running or self.queued_texts >= self._texts_of_batch:
+            self._cancel_timer()
+            self._timer = loop.call_soon(self._send)
+        elif self._timer is None:
+            self._timer = loop.call_later(_GRACE * self._seconds_of_batch, self._send)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _send(self) -> None:
-        self._is_scheduled = False
+        self._cancel_timer()
         while jobs := self._next_batch():
             self._running += 1
+            self._bulk_running += not jobs[0].is_question
             self._pool.submit(self._embed, jobs, asyncio.get_running_loop())
         if not self.queued_texts and not self._running:
             self._idle.set()
@@ -206,8 +219,10 @@ class Batcher:
         """What is sent now; nothing while the model has enough to do."""
         for is_question in (True, False):
             beside_questions = self._questions_are_recent()
-            # The last place is for a question, so that it never waits for two batches of bulk.
-            places = self._streams + (is_question or not beside_questions)
+            # The last place is for a question among bulk, which never waits for two batches of it.
+            places = self._streams + (
+                self._bulk_running > 0 if is_question else not beside_questions
+            )
             if self._running >= places:
                 continue
             queues = [queue for (first, _), queue in self._queues.items() if first == is_question]
@@ -268,8 +283,14 @@ class Batcher:
         self, jobs: list[TextJob], result: Finished | BaseException, started: float, ended: float
     ) -> None:
         self._running -= 1
-        self._send()  # the model shall not wait while answers are written
+        self._bulk_running -= not jobs[0].is_question
+        if self.queued_texts >= self._texts_of_batch:
+            self._send()  # the model shall not wait while answers are written
+        else:
+            self._schedule()
         if isinstance(result, Finished):
+            self._texts_of_batch += _LEARNING_RATE * (len(jobs) - self._texts_of_batch)
+            self._seconds_of_batch += _LEARNING_RATE * (ended - started - self._seconds_of_batch)
             tokens = sum(job.tokens for job in jobs)
             speed = tokens / max(ended - started, 1e-6)
             self._tokens_per_second += _LEARNING_RATE * (speed - self._tokens_per_second)

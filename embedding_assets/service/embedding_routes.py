@@ -3,11 +3,12 @@
 import asyncio
 import base64
 from collections.abc import Sequence
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from tokenizers import Tokenizer
 
 from embedding_assets.service.access import Access
@@ -37,9 +38,9 @@ _TEXTS_COUNTED_AT_ONCE = 32
 _STATUS_OF = {"empty_text": 422, "invalid_text": 422, "no_known_token": 422}
 
 
-def embedding_routes(service: Service, access: Access) -> APIRouter:
-    """The endpoints that embed."""
-    router = APIRouter(tags=["Embeddings"])
+def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None:
+    """Adds The endpoints that embed."""
+    tags: list[str | Enum] = ["Embeddings"]
     tokenizers = _Tokenizers()
 
     async def vectors(
@@ -49,18 +50,16 @@ def embedding_routes(service: Service, access: Access) -> APIRouter:
         role: Role,
         is_question: bool,
     ) -> VectorRequest:
-        await access.take(request, len(texts), sum(2 + len(text) // 4 for text in texts))
+        await access.take(request, texts)
         asked = server.ask(texts, role, is_question=is_question)
         await answered(server, asked, request, seconds_left(request, service.settings))
         cached = int(np.count_nonzero(asked.cached))
-        endpoint = request.scope["route"].path
-        service.metrics.texts.labels(endpoint, "true").inc(cached)
-        service.metrics.texts.labels(endpoint, "false").inc(
-            len(texts) - cached - len(asked.failures)
+        service.metrics.texts_answered(
+            request.scope["route"].path, cached, len(texts) - cached - len(asked.failures)
         )
         return asked
 
-    @router.post("/embed", **described(EmbedText, TextEmbedding))
+    @app.post("/embed", **described(EmbedText, TextEmbedding), tags=tags)
     async def embed(request: Request) -> Response:
         """The vector of one text, as the pipeline has it or would store it."""
         access.identify(request, SCOPE)
@@ -79,7 +78,7 @@ def embedding_routes(service: Service, access: Access) -> APIRouter:
             }
         )
 
-    @router.post("/embed/batch", **described(EmbedTexts, TextEmbeddings))
+    @app.post("/embed/batch", **described(EmbedTexts, TextEmbeddings), tags=tags)
     async def embed_batch(request: Request) -> Response:
         """The vectors of some texts, in their order; one that has none does not stop the others."""
         access.identify(request, SCOPE)
@@ -106,7 +105,7 @@ def embedding_routes(service: Service, access: Access) -> APIRouter:
             }
         )
 
-    @router.post("/v1/embeddings", **described(OpenAIEmbeddingRequest, None))
+    @app.post("/v1/embeddings", **described(OpenAIEmbeddingRequest, None), tags=tags)
     async def openai_embeddings(request: Request) -> Response:
         """OpenAI's interface: a string, strings, tokens or lists of tokens of the model's own."""
         access.identify(request, SCOPE)
@@ -145,7 +144,7 @@ def embedding_routes(service: Service, access: Access) -> APIRouter:
             }
         )
 
-    @router.get("/v1/models")
+    @app.get("/v1/models", tags=tags)
     async def models(request: Request) -> Response:
         """The models that are served, by name; a collection's name stands for its model, too."""
         access.identify(request, SCOPE)
@@ -164,8 +163,6 @@ def embedding_routes(service: Service, access: Access) -> APIRouter:
                 ],
             }
         )
-
-    return router
 
 
 class _Tokenizers:

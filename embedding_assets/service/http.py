@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from embedding_assets.service.errors import ServiceError
@@ -29,25 +29,53 @@ async def read_body(request: Request, settings: ServiceSettings) -> bytes:
     if declared.isdecimal() and int(declared) > settings.max_body:
         raise _too_large(settings)
 
-    async def read() -> bytes:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > settings.max_body:
-                raise _too_large(settings)
-            parts.append(part)
-        return b"".join(parts)
-
+    parts, size, more = [], 0, True
     try:
-        return await asyncio.wait_for(read(), settings.body_seconds)
-    except asyncio.TimeoutError:
+        with _Within(settings.body_seconds):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ServiceError(499, "client_left", "The client has left.")
+                part, more = message.get("body", b""), message.get("more_body", False)
+                size += len(part)
+                if size > settings.max_body:
+                    raise _too_large(settings)
+                parts.append(part)
+    except TimeoutError:
         raise ServiceError(
             408,
             "body_too_slow",
             f"The request did not arrive within {settings.body_seconds:g} s.",
         ) from None
-    except ClientDisconnect:
-        raise ServiceError(499, "client_left", "The client has left.") from None
+    return b"".join(parts)
+
+
+class _Within:
+    """As `asyncio.timeout` of Python 3.11; `asyncio.wait_for` would make a task each time.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._is_over = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._cancel)
+
+    def _cancel(self) -> None:
+        self._is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self._timer.cancel()
+        if self._is_over and kind is asyncio.CancelledError:
+            raise TimeoutError from None
 
 
 def _too_large(settings: ServiceSettings) -> ServiceError:

@@ -1,6 +1,7 @@
 """What is measured of the service, as Prometheus names it: base units, and counters to divide."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
@@ -58,6 +59,31 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"embedding_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Counts an answer."""
+        of_status, of_endpoint = self._of_answers(endpoint, status)
+        of_status.inc()
+        of_endpoint.observe(seconds)
+
+    def texts_answered(self, endpoint: str, cached: int, computed: int) -> None:
+        """Counts texts that have got a vector."""
+        of_cached, of_computed = self._of_texts(endpoint)
+        if cached:
+            of_cached.inc(cached)
+        if computed:
+            of_computed.inc(computed)
+
+    @lru_cache(maxsize=256)  # noqa: B019 - there is one of these in a process
+    def _of_answers(self, endpoint: str, status: int) -> tuple[Counter, Histogram]:
+        return (
+            self.requests.labels(endpoint, str(status)),
+            self.request_seconds.labels(endpoint),
+        )
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _of_texts(self, endpoint: str) -> tuple[Counter, Counter]:
+        return self.texts.labels(endpoint, "true"), self.texts.labels(endpoint, "false")
 
     # --- As `VectorObserver` ----------------------------------------------------------------------
 

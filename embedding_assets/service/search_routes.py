@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.passages import Excerpts
@@ -32,9 +33,9 @@ _COLUMNS = ("chunk_number", "span_start", "span_end", "text")
 _OF_DOCUMENT = ("title", "timestamp", "partition", "metadata")
 
 
-def search_routes(service: Service, access: Access) -> APIRouter:
-    """The endpoints that search."""
-    router = APIRouter(tags=["Search"])
+def add_search_routes(app: FastAPI, service: Service, access: Access) -> None:
+    """Adds The endpoints that search."""
+    tags: list[str | Enum] = ["Search"]
 
     async def found(request: Request, query: SearchQuery, names: Sequence[str]) -> Response:
         began = time.perf_counter()
@@ -43,7 +44,7 @@ def search_routes(service: Service, access: Access) -> APIRouter:
             raise ServiceError(
                 422, "k_too_large", f"k is at most {service.settings.max_hits:,}.", field="k"
             )
-        await access.take(request, 1, 2 + len(query.query) // 4)
+        await access.take(request, [query.query])
         asked = await service.spaces_to_ask(list(dict.fromkeys(names)))
         seconds = seconds_left(request, service.settings)
         vectors = {}
@@ -74,7 +75,7 @@ def search_routes(service: Service, access: Access) -> APIRouter:
             )
         )
 
-    @router.post("/search", **described(SearchQueries, Found))
+    @app.post("/search", **described(SearchQueries, Found), tags=tags)
     async def search(request: Request) -> Response:
         """The chunks nearest to a question, in one, several or all collections."""
         access.identify(request)
@@ -92,7 +93,7 @@ def search_routes(service: Service, access: Access) -> APIRouter:
             access.check(request, f"{SCOPE}:{name}")
         return await found(request, query, names)
 
-    @router.post("/collections/{name}/search", **described(SearchQuery, Found))
+    @app.post("/collections/{name}/search", **described(SearchQuery, Found), tags=tags)
     async def search_collection(request: Request, name: str) -> Response:
         """The chunks of one collection nearest to a question."""
         access.identify(request, f"{SCOPE}:{name}")
@@ -100,7 +101,7 @@ def search_routes(service: Service, access: Access) -> APIRouter:
         service.collection(name)
         return await found(request, query, [name])
 
-    @router.get("/collections", responses=errors())
+    @app.get("/collections", responses=errors(), tags=tags)
     async def collections(request: Request) -> Response:
         """The collections, and whether there is something to search in each."""
         access.identify(request)
@@ -113,11 +114,11 @@ def search_routes(service: Service, access: Access) -> APIRouter:
         )
         return json_response({"collections": listed, "not_loaded": service.not_loaded})
 
-    @router.get("/collections/{name}/documents", responses=errors())
+    @app.get("/collections/{name}/documents", responses=errors(), tags=tags)
     async def document(request: Request, name: str, id: str) -> Response:
         """A document as it is in the index: its chunks in order, which may overlap."""
         access.identify(request, f"{SCOPE}:{name}")
-        await access.take(request, 0, 0)
+        await access.take(request, [])
         service.collection(name)
         shown = await service.in_thread(lambda: _document(service, name, id))
         if shown is None:
@@ -125,8 +126,6 @@ def search_routes(service: Service, access: Access) -> APIRouter:
                 404, "document_not_found", f"'{name}' has no such document.", field="id"
             )
         return json_response(shown)
-
-    return router
 
 
 def _as_json(question: str, hits: Hits, seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Whether the service works, how it goes, and the search page."""
 
 import time
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from embedding_assets.service.access import Access
@@ -19,16 +20,16 @@ _PAGE_POLICY = (
 )
 
 
-def status_routes(service: Service, access: Access) -> APIRouter:
-    """The endpoints for those who operate the service, and the page."""
-    router = APIRouter(tags=["Status"])
+def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
+    """Adds The endpoints for those who operate the service, and the page."""
+    tags: list[str | Enum] = ["Status"]
 
-    @router.get("/health")
+    @app.get("/health", tags=tags)
     async def health() -> Response:
         """The process is alive and its event loop turns."""
         return json_response({"status": "ok"})
 
-    @router.get("/ready")
+    @app.get("/ready", tags=tags)
     async def ready() -> Response:
         """Models are loaded, the cache answers, and the indexes can be opened."""
         parts = await service.parts()
@@ -48,21 +49,21 @@ def status_routes(service: Service, access: Access) -> APIRouter:
             200 if is_ready else 503,
         )
 
-    @router.get("/metrics")
+    @app.get("/metrics", tags=tags)
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         access.identify(request, SCOPE)
         _look(service)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/stats")
+    @app.get("/stats", tags=tags)
     async def stats(request: Request) -> Response:
         """The same numbers for people."""
         access.identify(request, SCOPE)
         _look(service)
         return json_response(_stats(service))
 
-    @router.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, tags=tags)
     async def page() -> Response:
         return Response(
             _page(),
@@ -73,8 +74,6 @@ def status_routes(service: Service, access: Access) -> APIRouter:
                 "Referrer-Policy": "no-referrer",
             },
         )
-
-    return router
 
 
 @cache

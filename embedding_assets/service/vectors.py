@@ -157,35 +157,38 @@ class VectorServer:
             QueueFullError: so many cannot wait for the model; none of them does.
         """
         hash_of = query_hash if role == "query" else content_hash
-        request = VectorRequest(
-            np.zeros((len(texts), self.space.dimension), dtype=np.float32),
-            np.zeros(len(texts), dtype=bool),
-            np.zeros(len(texts), dtype=np.int64),
-        )
         keys, known, rows = [], [], []
+        failures: dict[int, Failure] = {}
         for row, text in enumerate(texts):
             canonical = canonical_text(text)
             if not canonical:
-                request.failures[row] = ("empty_text", "There is nothing but white space in it.")
+                failures[row] = ("empty_text", "There is nothing but white space in it.")
                 continue
             try:
                 keys.append(hash_of(canonical))
             except UnicodeEncodeError:
-                request.failures[row] = ("invalid_text", "It holds half of a surrogate pair.")
+                failures[row] = ("invalid_text", "It holds half of a surrogate pair.")
                 continue
             known.append(canonical)
             rows.append(row)
-            request.tokens[row] = 2 + len(canonical) // _BYTES_PER_TOKEN
         found = self._memory.get(self.space, keys)
-        if found.found.all() and len(rows) == len(texts):
-            request.vectors, request.cached = found.vectors, found.found
-        else:
-            there = np.array(rows, dtype=np.int64)
-            request.vectors[there] = found.vectors
-            request.cached[there] = found.found
-        self._counted[0] += int(np.count_nonzero(found.found))
+        hits = int(np.count_nonzero(found.found))
+        self._counted[0] += hits
+        if hits == len(texts):
+            return VectorRequest(found.vectors, found.found, np.zeros(hits, dtype=np.int64))
+        request = VectorRequest(
+            np.zeros((len(texts), self.space.dimension), dtype=np.float32),
+            np.zeros(len(texts), dtype=bool),
+            np.zeros(len(texts), dtype=np.int64),
+            failures,
+        )
+        request.vectors[rows] = found.vectors
+        request.cached[rows] = found.found
+        request.tokens[rows] = [2 + len(text) // _BYTES_PER_TOKEN for text in known]
         missing = np.flatnonzero(~found.found).tolist()
         if missing:
+            if not is_question:  # texts of like length, so that little is padded
+                missing.sort(key=lambda i: -len(known[i]))
             self._begin(request, [(rows[i], keys[i], known[i]) for i in missing], role, is_question)
         return request
 

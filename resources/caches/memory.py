@@ -22,6 +22,7 @@ from resources.caches.key_filter import KeyFilter
 from resources.caches.vectors import hash_array, hash_bytes
 from resources.identity.embedding_space import EmbeddingSpace
 
+_ONE_FOUND = np.ones(1, dtype=bool)
 _BYTES_BESIDES_VECTOR = 250
 """Of one entry, about: the key and a row's number as objects, and their places in tables."""
 
@@ -182,6 +183,12 @@ class _SpaceMemory:
         return np.fromiter(map(self._slot_of.get, hashes, repeat(-1)), np.int64, len(hashes))
 
     def get(self, hashes: Sequence[bytes]) -> CachedVectors:
+        if len(hashes) == 1:  # as services ask
+            slot = self._slot_of.get(hashes[0])
+            if slot is not None:
+                self._now += 1
+                self._used[slot] = self._now
+                return CachedVectors(_ONE_FOUND.copy(), self._vectors[slot : slot + 1].copy(), 0)
         slots = self.slots(hashes)
         found = slots >= 0
         self._touch(slots[found])

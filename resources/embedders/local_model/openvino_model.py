@@ -328,8 +328,9 @@ class OpenVINOModel:
         openvino = import_openvino()
         model = openvino.Core().compile_model(str(self._folder / MODEL_FILE), "CPU", self._settings)
         requests = _Requests()
-        # One more than run at a time: the next batch is ready when one is done.
-        for _ in range(self._streams + 1):
+        # Twice what runs at a time, and one for each of two calls: short batches are done sooner
+        # than Python can hand over the next.
+        for _ in range(2 * self._streams + 2):
             requests.put(model.create_infer_request())
         return requests
 

@@ -17,6 +17,8 @@ _SPACE = "\u2581"  # SentencePiece puts it before a word that it does not know
 _NO_TOKEN = -1
 _LANES = 16
 _MOST_PADDING = 1 / 32
+_TOKENS_OF_A_BATCH = 16
+"""What a batch costs beside its tokens, in tokens: on a CPU the weights are read once for each."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,41 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
         Row numbers of one batch.
     """
     order = np.argsort(-lengths, kind="stable")
+    if len(order) and len(order) * lengths[order[0]] <= batch_tokens:  # few, as a service has them
+        yield from np.split(order, _cuts(lengths[order]))
+        return
     start = 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
         end = start + max(1, batch_tokens // longest)
         yield order[start:end]
         start = end
+
+
+def _cuts(lengths: np.ndarray) -> list[int]:
+    """Where to cut a batch that fits, so that padding and further batches cost least.
+
+    Args:
+        lengths: shape (n,), int; descending.
+
+    Returns:
+        Row numbers at which a further batch begins.
+    """
+    starts = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist()]  # of runs of one length
+    if len(starts) == 1:
+        return []
+    of_run = lengths[starts].tolist()
+    ends = [*starts[1:], len(lengths)]
+    least, begins = [0], [0]  # tokens for all before a run, and where the last batch begins
+    for end in ends:
+        costs = [
+            cost + _TOKENS_OF_A_BATCH + longest * (end - start)
+            for cost, longest, start in zip(least, of_run, starts, strict=False)
+        ]
+        cheapest = min(costs)
+        begins.append(costs.index(cheapest))
+        least.append(cheapest)
+    cuts, run = [], len(starts)
+    while (run := begins[run]) > 0:
+        cuts.append(starts[run])
+    return cuts[::-1]
