@@ -51,6 +51,9 @@ _log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 
+_TOKENS_OF_A_BATCH = 16
+"""What a batch costs beside its tokens: the weights are read once for each. Measured with MiniLM in
+fp32: 8.2 ms for 16 tokens, and 0.23 ms for each more."""
 MIN_GAIN = 1.1
 """bf16 must embed this many times the tokens per second of fp32 to be chosen."""
 
@@ -307,7 +310,7 @@ class OpenVINOModel:
             requests.put(request)
 
         try:
-            for rows in token_batches(lengths, self._batch_tokens):
+            for rows in token_batches(lengths, self._batch_tokens, _TOKENS_OF_A_BATCH):
                 padded = self._tokens.padded([ids[row] for row in rows], self._manifest.pad_id)
                 if requests.empty() and running:
                     collect()

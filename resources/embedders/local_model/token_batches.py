@@ -17,8 +17,6 @@ _SPACE = "\u2581"  # SentencePiece puts it before a word that it does not know
 _NO_TOKEN = -1
 _LANES = 16
 _MOST_PADDING = 1 / 32
-_TOKENS_OF_A_BATCH = 16
-"""What a batch costs beside its tokens, in tokens: on a CPU the weights are read once for each."""
 
 
 @dataclass(frozen=True)
@@ -237,20 +235,25 @@ def padded_length(longest: int, max_tokens: int) -> int:
     return rounded if worth_it else longest
 
 
-def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def token_batches(
+    lengths: np.ndarray, batch_tokens: int, tokens_of_a_batch: int | None = None
+) -> Iterator[np.ndarray]:
     """Groups texts of like length, longest first, so that little is padded.
 
     Args:
         lengths: shape (n,), int; tokens of each text.
         batch_tokens: maximum number of tokens of a batch, padding to its longest text included;
             a longer text goes alone.
+        tokens_of_a_batch: what a batch costs beside its tokens, in tokens; texts that fit one batch
+            are then cut into those that cost least. None: one is best.
 
     Yields:
         Row numbers of one batch.
     """
     order = np.argsort(-lengths, kind="stable")
-    if len(order) and len(order) * lengths[order[0]] <= batch_tokens:  # few, as a service has them
-        yield from np.split(order, _cuts(lengths[order]))
+    fits = len(order) and len(order) * lengths[order[0]] <= batch_tokens
+    if fits and tokens_of_a_batch is not None:  # few, as a service has them
+        yield from np.split(order, _cuts(lengths[order], tokens_of_a_batch))
         return
     start = 0
     while start < len(order):
@@ -260,11 +263,12 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
         start = end
 
 
-def _cuts(lengths: np.ndarray) -> list[int]:
+def _cuts(lengths: np.ndarray, tokens_of_a_batch: int) -> list[int]:
     """Where to cut a batch that fits, so that padding and further batches cost least.
 
     Args:
         lengths: shape (n,), int; descending.
+        tokens_of_a_batch: as in `token_batches`.
 
     Returns:
         Row numbers at which a further batch begins.
@@ -277,7 +281,7 @@ def _cuts(lengths: np.ndarray) -> list[int]:
     least, begins = [0], [0]  # tokens for all before a run, and where the last batch begins
     for end in ends:
         costs = [
-            cost + _TOKENS_OF_A_BATCH + longest * (end - start)
+            cost + tokens_of_a_batch + longest * (end - start)
             for cost, longest, start in zip(least, of_run, starts, strict=False)
         ]
         cheapest = min(costs)

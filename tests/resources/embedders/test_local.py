@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -780,6 +781,25 @@ def test_batches_hold_every_row_once_within_the_budget():
     assert sorted(np.concatenate(batches)) == list(range(500))
     assert all(len(rows) * lengths[rows].max() <= 768 for rows in batches)
     assert [len(rows) for rows in token_batches(np.array([1000, 900]), 768)] == [1, 1]
+
+
+def test_texts_that_fit_one_batch_are_cut_where_padding_and_batches_cost_least():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        lengths = random.integers(1, 60, size=random.integers(1, 9))
+        cost = random.integers(1, 30)
+        batches = list(token_batches(lengths, 768, int(cost)))
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        longest_first = np.sort(lengths)[::-1]
+        paid = sum(cost + len(rows) * lengths[rows].max() for rows in batches)
+        assert paid == min(
+            sum(cost + longest_first[first] * (last - first) for first, last in pairwise(edges))
+            for cuts in range(len(lengths))
+            for inner in combinations(range(1, len(lengths)), cuts)
+            for edges in [(0, *inner, len(lengths))]
+        )
+    (only,) = token_batches(np.array([40, 5, 20]), 768)  # where batches cost nothing by themselves
+    assert len(only) == 3
 
 
 def test_incomplete_folder_is_no_compiled_model(tmp_path):
