@@ -62,7 +62,7 @@ def serve_project(
     keys = KeyRing(environment.data_dir / FILE_NAME)
     check_address(host, has_keys=keys.any)
     settings = ServiceSettings()
-    service = Service(available, broken, settings)
+    service = Service(available, broken, settings, environment.dagster_home)
     quotas = quotas_from_url(environment.rate_limiter)
     app = create_app(service, Access(keys, quotas, settings.quota, service.metrics))
     shown = f"[{host}]" if ":" in host else host

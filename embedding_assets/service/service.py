@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from embedding_assets.retrieval.search import IndexReader, nearest_chunks
 from embedding_assets.service.batching import QueueLimits
 from embedding_assets.service.errors import ServiceError
 from embedding_assets.service.metrics import Metrics
+from embedding_assets.service.pipeline_numbers import PipelineNumbers
 from embedding_assets.service.settings import ServiceSettings
 from embedding_assets.service.vectors import VectorServer
 from resources.caches.duckdb_file import CacheLockedError
@@ -59,11 +61,24 @@ class Service:
         collections: Mapping[str, Collection],
         not_loaded: Sequence[str],
         settings: ServiceSettings,
+        dagster_home: Path | None = None,
     ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            collections: what is served, by name.
+            not_loaded: a sentence for each of the project's files that could not be loaded.
+            settings: of the service.
+            dagster_home: where the runs are recorded; None: nothing is told of them.
+        """
         self.collections = dict(collections)
         self.not_loaded = list(not_loaded)
         self.settings = settings
         self.metrics = Metrics()
+        self.pipeline = None
+        if dagster_home is not None:
+            self.pipeline = PipelineNumbers(list(self.collections.values()), dagster_home)
+            self.metrics.registry.register(self.pipeline)
         self.started_at = time.time()
         self.servers: dict[str, VectorServer] = {}
         memory = VectorMemory(settings.memory or machine().memory // _MEMORY_SHARE)

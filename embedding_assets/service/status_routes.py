@@ -53,14 +53,14 @@ def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         access.identify(request, SCOPE)
-        _look(service)
+        await _look(service)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/stats", tags=tags)
     async def stats(request: Request) -> Response:
         """The same numbers for people."""
         access.identify(request, SCOPE)
-        _look(service)
+        await _look(service)
         return json_response(_stats(service))
 
     @app.get("/", include_in_schema=False, tags=tags)
@@ -81,8 +81,10 @@ def _page() -> bytes:
     return (Path(__file__).parent / "page.html").read_bytes()
 
 
-def _look(service: Service) -> None:
+async def _look(service: Service) -> None:
     """Sets what is looked up only when somebody asks."""
+    if service.pipeline is not None and service.pipeline.is_due:
+        await service.in_thread(service.pipeline.look)
     batchers = [server.batcher for server in service.servers.values()]
     service.metrics.queued_texts.set(sum(one.queued_texts for one in batchers))
     service.metrics.queued_tokens.set(sum(one.queued_tokens for one in batchers))

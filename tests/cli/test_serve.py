@@ -99,6 +99,13 @@ def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_ca
         known = client.post("/embed", json={"text": NOTES[0]["text"]}).json()
         assert known["cached"] is True
         assert client.post("/embed", json={"text": "new"}).json()["cached"] is False
+        told = client.get("/metrics").text
+        assert 'embedding_collection_chunks{collection="notes"} 2.0' in told
+        assert 'embedding_collection_last_run_hit_rate{collection="notes"} 0.0' in told
+        assert (
+            'embedding_collection_check_passed{asset="vector_index",check="completeness",'
+            'collection="notes",severity="ERROR"} 1.0'
+        ) in told
         assert "<!doctype html>" in client.get("/").text.lower()
     assert [line.split("http")[0].strip() for line in said] == ["Search page:", "Documentation:"]
     assert not any(re.search(r"warn|error", line, re.I) for line in said)
