@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from collections.abc import Sequence
-from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -39,34 +38,32 @@ _STATUS_OF = {"empty_text": 422, "invalid_text": 422, "no_known_token": 422}
 
 
 def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None:
-    """Adds The endpoints that embed."""
-    tags: list[str | Enum] = ["Embeddings"]
-    tokenizers = _Tokenizers()
+    """Adds the endpoints that embed."""
+    routes, tags = _EmbeddingRoutes(service, access), ["Embeddings"]
+    app.post("/embed", tags=[*tags], **described(EmbedText, TextEmbedding))(routes.embed)
+    app.post("/embed/batch", tags=[*tags], **described(EmbedTexts, TextEmbeddings))(
+        routes.embed_batch
+    )
+    app.post("/v1/embeddings", tags=[*tags], **described(OpenAIEmbeddingRequest, None))(
+        routes.openai_embeddings
+    )
+    app.get("/v1/models", tags=[*tags])(routes.models)
 
-    async def vectors(
-        request: Request,
-        server: VectorServer,
-        texts: Sequence[str],
-        role: Role,
-        is_question: bool,
-    ) -> VectorRequest:
-        await access.take(request, texts)
-        asked = server.ask(texts, role, is_question=is_question)
-        await answered(server, asked, request, seconds_left(request, service.settings))
-        cached = int(np.count_nonzero(asked.cached))
-        service.metrics.texts_answered(
-            request.scope["route"].path, cached, len(texts) - cached - len(asked.failures)
-        )
-        return asked
 
-    @app.post("/embed", **described(EmbedText, TextEmbedding), tags=tags)
-    async def embed(request: Request) -> Response:
+class _EmbeddingRoutes:
+    def __init__(self, service: Service, access: Access) -> None:
+        self._service = service
+        self._settings = service.settings
+        self._access = access
+        self._tokenizers = _Tokenizers()
+
+    async def embed(self, request: Request) -> Response:
         """The vector of one text, as the pipeline has it or would store it."""
-        access.identify(request, SCOPE)
-        body = parsed(EmbedText, await read_body(request, service.settings))
-        check_texts([body.text], "text", service.settings)
-        server = service.server_for(body.collection, body.model)
-        asked = await vectors(request, server, [body.text], body.role, True)
+        self._access.identify(request, SCOPE)
+        body = parsed(EmbedText, await read_body(request, self._settings))
+        check_texts([body.text], "text", self._settings)
+        server = self._service.server_for(body.collection, body.model)
+        asked = await self._vectors(request, server, [body.text], body.role, True)
         if asked.failures:
             code, message = asked.failures[0]
             raise ServiceError(_STATUS_OF.get(code, 500), code, message, field="text")
@@ -78,14 +75,14 @@ def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None
             }
         )
 
-    @app.post("/embed/batch", **described(EmbedTexts, TextEmbeddings), tags=tags)
-    async def embed_batch(request: Request) -> Response:
+    async def embed_batch(self, request: Request) -> Response:
         """The vectors of some texts, in their order; one that has none does not stop the others."""
-        access.identify(request, SCOPE)
-        body = parsed(EmbedTexts, await read_body(request, service.settings))
-        check_texts(body.texts, "texts", service.settings)
-        server = service.server_for(body.collection, body.model)
-        asked = await vectors(request, server, body.texts, body.role, len(body.texts) == 1)
+        self._access.identify(request, SCOPE)
+        body = parsed(EmbedTexts, await read_body(request, self._settings))
+        check_texts(body.texts, "texts", self._settings)
+        server = self._service.server_for(body.collection, body.model)
+        alone = len(body.texts) == 1
+        asked = await self._vectors(request, server, body.texts, body.role, alone)
         embeddings: Any = asked.vectors
         if asked.failures:
             embeddings = [
@@ -105,12 +102,11 @@ def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None
             }
         )
 
-    @app.post("/v1/embeddings", **described(OpenAIEmbeddingRequest, None), tags=tags)
-    async def openai_embeddings(request: Request) -> Response:
+    async def openai_embeddings(self, request: Request) -> Response:
         """OpenAI's interface: a string, strings, tokens or lists of tokens of the model's own."""
-        access.identify(request, SCOPE)
-        body = parsed(OpenAIEmbeddingRequest, await read_body(request, service.settings))
-        server = service.server_for(None, body.model)
+        self._access.identify(request, SCOPE)
+        body = parsed(OpenAIEmbeddingRequest, await read_body(request, self._settings))
+        server = self._service.server_for(None, body.model)
         if body.dimensions not in (None, server.space.dimension):
             raise ServiceError(
                 400,
@@ -119,13 +115,13 @@ def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None
                 f"{server.space.dimension} dimensions.",
                 field="dimensions",
             )
-        texts = _texts(body.input, tokenizers.of(server))
-        check_texts(texts, "input", service.settings)
-        asked = await vectors(request, server, texts, "document", len(texts) == 1)
+        texts = _texts(body.input, self._tokenizers.of(server))
+        check_texts(texts, "input", self._settings)
+        asked = await self._vectors(request, server, texts, "document", len(texts) == 1)
         for row, (code, message) in sorted(asked.failures.items()):
             where = f"input.{row}" if len(texts) > 1 else "input"
             raise ServiceError(400, code, f"{where}: {message}", field=where)
-        tokens = await tokenizers.count(server, texts, asked)
+        tokens = await self._tokenizers.count(server, texts, asked)
         return json_response(
             {
                 "object": "list",
@@ -144,11 +140,10 @@ def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None
             }
         )
 
-    @app.get("/v1/models", tags=tags)
-    async def models(request: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """The models that are served, by name; a collection's name stands for its model, too."""
-        access.identify(request, SCOPE)
-        names = [server.space.model for server in service.servers.values()]
+        self._access.identify(request, SCOPE)
+        names = [server.space.model for server in self._service.servers.values()]
         return json_response(
             {
                 "object": "list",
@@ -156,13 +151,30 @@ def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None
                     {
                         "id": name,
                         "object": "model",
-                        "created": int(service.started_at),
+                        "created": int(self._service.started_at),
                         "owned_by": "embedding-assets",
                     }
-                    for name in dict.fromkeys([*names, *service.collections])
+                    for name in dict.fromkeys([*names, *self._service.collections])
                 ],
             }
         )
+
+    async def _vectors(
+        self,
+        request: Request,
+        server: VectorServer,
+        texts: Sequence[str],
+        role: Role,
+        is_question: bool,
+    ) -> VectorRequest:
+        await self._access.take(request, texts)
+        asked = server.ask(texts, role, is_question=is_question)
+        await answered(server, asked, request, seconds_left(request, self._settings))
+        cached = int(np.count_nonzero(asked.cached))
+        self._service.metrics.texts_answered(
+            request.scope["route"].path, cached, len(texts) - cached - len(asked.failures)
+        )
+        return asked
 
 
 class _Tokenizers:

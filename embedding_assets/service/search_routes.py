@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any
 
+import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 
@@ -23,6 +23,7 @@ from embedding_assets.service.http import (
 from embedding_assets.service.openapi import described, errors
 from embedding_assets.service.schemas import Found, SearchQueries, SearchQuery
 from embedding_assets.service.service import Service
+from embedding_assets.service.vectors import VectorServer
 from resources.identity.content_hash import chunk_id
 from resources.vector_stores.base import NoIndexError
 
@@ -34,98 +35,108 @@ _OF_DOCUMENT = ("title", "timestamp", "partition", "metadata")
 
 
 def add_search_routes(app: FastAPI, service: Service, access: Access) -> None:
-    """Adds The endpoints that search."""
-    tags: list[str | Enum] = ["Search"]
+    """Adds the endpoints that search."""
+    routes, tags = _SearchRoutes(service, access), ["Search"]
+    app.post("/search", tags=[*tags], **described(SearchQueries, Found))(routes.search)
+    app.post("/collections/{name}/search", tags=[*tags], **described(SearchQuery, Found))(
+        routes.search_collection
+    )
+    app.get("/collections", tags=[*tags], responses=errors())(routes.collections)
+    app.get("/collections/{name}/documents", tags=[*tags], responses=errors())(routes.document)
 
-    async def found(request: Request, query: SearchQuery, names: Sequence[str]) -> Response:
-        began = time.perf_counter()
-        check_texts([query.query], "query", service.settings)
-        if query.k > service.settings.max_hits:
-            raise ServiceError(
-                422, "k_too_large", f"k is at most {service.settings.max_hits:,}.", field="k"
-            )
-        await access.take(request, [query.query])
-        asked = await service.spaces_to_ask(list(dict.fromkeys(names)))
-        seconds = seconds_left(request, service.settings)
-        vectors = {}
-        requests = {}
-        for embedder in (one for several in asked.values() for one in several):
-            space = embedder.space.id
-            if space not in requests:
-                server = service.server_of(embedder)
-                requests[space] = server, server.ask([query.query], "query", is_question=True)
-        for space, (server, one) in requests.items():
-            await answered(server, one, request, seconds)
-            for code, message in one.failures.values():
-                raise ServiceError(422, code, message, field="query")
-            vectors[space] = one.vectors[0]
-        embedded = time.perf_counter()
-        hits = await service.nearest(asked, vectors, query.k, exact=query.exact)
-        searched = time.perf_counter()
-        service.metrics.store_seconds.observe(searched - embedded)
-        return json_response(
-            _as_json(
-                query.query,
-                hits,
-                {
-                    "total": searched - began,
-                    "embed": embedded - began,
-                    "store": searched - embedded,
-                },
-            )
-        )
 
-    @app.post("/search", **described(SearchQueries, Found), tags=tags)
-    async def search(request: Request) -> Response:
+class _SearchRoutes:
+    def __init__(self, service: Service, access: Access) -> None:
+        self._service = service
+        self._settings = service.settings
+        self._access = access
+
+    async def search(self, request: Request) -> Response:
         """The chunks nearest to a question, in one, several or all collections."""
-        access.identify(request)
-        query = parsed(SearchQueries, await read_body(request, service.settings))
-        if query.collections is None:
-            names = [
-                name for name in await service.built() if access.may(request, f"{SCOPE}:{name}")
-            ]
-        else:
-            names = query.collections
+        self._access.identify(request)
+        query = parsed(SearchQueries, await read_body(request, self._settings))
+        names = query.collections
+        if names is None:
+            built = await self._service.built()
+            names = [one for one in built if self._access.may(request, f"{SCOPE}:{one}")]
         if not names:
-            access.check(request, SCOPE)
+            self._access.check(request, SCOPE)
         for name in names:
-            service.collection(name)
-            access.check(request, f"{SCOPE}:{name}")
-        return await found(request, query, names)
+            self._service.collection(name)
+            self._access.check(request, f"{SCOPE}:{name}")
+        return await self._found(request, query, names)
 
-    @app.post("/collections/{name}/search", **described(SearchQuery, Found), tags=tags)
-    async def search_collection(request: Request, name: str) -> Response:
+    async def search_collection(self, request: Request, name: str) -> Response:
         """The chunks of one collection nearest to a question."""
-        access.identify(request, f"{SCOPE}:{name}")
-        query = parsed(SearchQuery, await read_body(request, service.settings))
-        service.collection(name)
-        return await found(request, query, [name])
+        self._access.identify(request, f"{SCOPE}:{name}")
+        query = parsed(SearchQuery, await read_body(request, self._settings))
+        self._service.collection(name)
+        return await self._found(request, query, [name])
 
-    @app.get("/collections", responses=errors(), tags=tags)
-    async def collections(request: Request) -> Response:
+    async def collections(self, request: Request) -> Response:
         """The collections, and whether there is something to search in each."""
-        access.identify(request)
-        listed = await service.in_thread(
+        self._access.identify(request)
+        listed = await self._service.in_thread(
             lambda: [
-                _described(service, name)
-                for name in service.collections
-                if access.may(request, f"{SCOPE}:{name}")
+                _described(self._service, name)
+                for name in self._service.collections
+                if self._access.may(request, f"{SCOPE}:{name}")
             ]
         )
-        return json_response({"collections": listed, "not_loaded": service.not_loaded})
+        return json_response({"collections": listed, "not_loaded": self._service.not_loaded})
 
-    @app.get("/collections/{name}/documents", responses=errors(), tags=tags)
-    async def document(request: Request, name: str, id: str) -> Response:
+    async def document(self, request: Request, name: str, id: str) -> Response:
         """A document as it is in the index: its chunks in order, which may overlap."""
-        access.identify(request, f"{SCOPE}:{name}")
-        await access.take(request, [])
-        service.collection(name)
-        shown = await service.in_thread(lambda: _document(service, name, id))
+        self._access.identify(request, f"{SCOPE}:{name}")
+        await self._access.take(request, [])
+        self._service.collection(name)
+        shown = await self._service.in_thread(lambda: _document(self._service, name, id))
         if shown is None:
             raise ServiceError(
                 404, "document_not_found", f"'{name}' has no such document.", field="id"
             )
         return json_response(shown)
+
+    async def _found(self, request: Request, query: SearchQuery, names: Sequence[str]) -> Response:
+        began = time.perf_counter()
+        check_texts([query.query], "query", self._settings)
+        if query.k > self._settings.max_hits:
+            raise ServiceError(
+                422, "k_too_large", f"k is at most {self._settings.max_hits:,}.", field="k"
+            )
+        await self._access.take(request, [query.query])
+        asked = await self._service.spaces_to_ask(list(dict.fromkeys(names)))
+        servers = {
+            embedder.space.id: self._service.server_of(embedder)
+            for several in asked.values()
+            for embedder in several
+        }
+        vectors = await self._question(request, query.query, servers)
+        embedded = time.perf_counter()
+        hits = await self._service.nearest(asked, vectors, query.k, exact=query.exact)
+        searched = time.perf_counter()
+        self._service.metrics.store_seconds.observe(searched - embedded)
+        seconds = {
+            "total": searched - began,
+            "embed": embedded - began,
+            "store": searched - embedded,
+        }
+        return json_response(_as_json(query.query, hits, seconds))
+
+    async def _question(
+        self, request: Request, question: str, servers: Mapping[str, VectorServer]
+    ) -> dict[str, np.ndarray]:
+        """Its vector in each space, by the space's id."""
+        seconds = seconds_left(request, self._settings)
+        asked = {
+            space: server.ask([question], "query", is_question=True)
+            for space, server in servers.items()
+        }
+        for space, one in asked.items():
+            await answered(servers[space], one, request, seconds)
+            for code, message in one.failures.values():
+                raise ServiceError(422, code, message, field="query")
+        return {space: one.vectors[0] for space, one in asked.items()}
 
 
 def _as_json(question: str, hits: Hits, seconds: Mapping[str, float]) -> dict[str, Any]:

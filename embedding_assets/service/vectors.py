@@ -156,21 +156,7 @@ class VectorServer:
         Raises:
             QueueFullError: so many cannot wait for the model; none of them does.
         """
-        hash_of = query_hash if role == "query" else content_hash
-        keys, known, rows = [], [], []
-        failures: dict[int, Failure] = {}
-        for row, text in enumerate(texts):
-            canonical = canonical_text(text)
-            if not canonical:
-                failures[row] = ("empty_text", "There is nothing but white space in it.")
-                continue
-            try:
-                keys.append(hash_of(canonical))
-            except UnicodeEncodeError:
-                failures[row] = ("invalid_text", "It holds half of a surrogate pair.")
-                continue
-            known.append(canonical)
-            rows.append(row)
+        keys, known, rows, failures = _keyed(texts, role)
         found = self._memory.get(self.space, keys)
         hits = int(np.count_nonzero(found.found))
         self._counted[0] += hits
@@ -390,6 +376,28 @@ class VectorServer:
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
         return task
+
+
+def _keyed(
+    texts: Sequence[str], role: Role
+) -> tuple[list[bytes], list[str], list[int], dict[int, Failure]]:
+    """Keys, canonical forms and numbers of the texts that have one, and why others have none."""
+    hash_of = query_hash if role == "query" else content_hash
+    keys, known, rows = [], [], []
+    failures: dict[int, Failure] = {}
+    for row, text in enumerate(texts):
+        canonical = canonical_text(text)
+        if not canonical:
+            failures[row] = ("empty_text", "There is nothing but white space in it.")
+            continue
+        try:
+            keys.append(hash_of(canonical))
+        except UnicodeEncodeError:
+            failures[row] = ("invalid_text", "It holds half of a surrogate pair.")
+            continue
+        known.append(canonical)
+        rows.append(row)
+    return keys, known, rows, failures
 
 
 _tasks: "set[asyncio.Future[None]]" = set()
