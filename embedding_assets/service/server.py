@@ -48,7 +48,7 @@ def serve_project(
     from embedding_assets.api import loaded
     from embedding_assets.service.keys import FILE_NAME, KeyRing
     from embedding_assets.service.service import Service
-    from embedding_assets.service.settings import ServiceSettings
+    from embedding_assets.service.settings import read_service_settings
     from resources.limits.from_url import quotas_from_url
 
     environment = read_environment()
@@ -61,7 +61,7 @@ def serve_project(
         )
     keys = KeyRing(environment.data_dir / FILE_NAME)
     check_address(host, has_keys=keys.any)
-    settings = ServiceSettings()
+    settings = read_service_settings()
     service = Service(available, broken, settings, environment.dagster_home)
     quotas = quotas_from_url(environment.rate_limiter)
     app = create_app(service, Access(keys, quotas, settings.quota, service.metrics))

@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from resources.errors import InvalidInputError
 from resources.limits.quota import Quota
 
+_PREFIX = "EMBEDDING_SERVE_"
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -14,7 +16,7 @@ class ServiceSettings(BaseSettings):
     """All variables, each EMBEDDING_SERVE_ and the field's name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EMBEDDING_SERVE_", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     max_body: ByteSize = Field(default=ByteSize(8_000_000), gt=0, description="Bytes of a request.")
@@ -58,3 +60,16 @@ class ServiceSettings(BaseSettings):
     def quota(self) -> Quota:
         """What each client may take unless its key says otherwise."""
         return Quota(self.requests_per_minute, self.texts_per_minute, self.tokens_per_minute)
+
+
+def read_service_settings() -> ServiceSettings:
+    """The settings as the environment has them; `read_environment` adds what `.env` says.
+
+    Raises:
+        InvalidInputError: a variable holds what it cannot mean.
+    """
+    try:
+        return ServiceSettings()
+    except ValidationError as error:
+        wrong = (f"{_PREFIX}{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
+        raise InvalidInputError(f"The environment: {'; '.join(wrong)}.") from None

@@ -117,17 +117,26 @@ def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_ca
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "variables", "sentence"),
     [
-        (["--host", "0.0.0.0"], "embedding-assets keys create"),
-        (["--collection", "nobody"], "There is no collection 'nobody'"),
+        (["--host", "0.0.0.0"], {}, "embedding-assets keys create"),
+        (["--collection", "nobody"], {}, "There is no collection 'nobody'"),
+        ([], {"EMBEDDING_SERVE_MAX_TEXTS": "many"}, "EMBEDDING_SERVE_MAX_TEXTS: "),
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_sentence(
-    tmp_path: Path, environment: dict[str, str], arguments: list[str], sentence: str
+    tmp_path: Path,
+    environment: dict[str, str],
+    arguments: list[str],
+    variables: dict[str, str],
+    sentence: str,
 ) -> None:
     ended = subprocess.run(
-        command("serve", *arguments), cwd=tmp_path, env=environment, capture_output=True, text=True
+        command("serve", *arguments),
+        cwd=tmp_path,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 1
     assert sentence in " ".join(ended.stderr.split())
