@@ -126,7 +126,11 @@ class Service:
         """Waits until what was accepted is answered, and stores what was embedded."""
         for task in self._loading:
             task.cancel()
-        await asyncio.gather(*(server.stop() for server in self.servers.values()))
+        stopping = asyncio.gather(*(server.stop() for server in self.servers.values()))
+        try:
+            await asyncio.wait_for(stopping, self.settings.drain_seconds)
+        except asyncio.TimeoutError:
+            _log.warning("A model did not end within %d s.", self.settings.drain_seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # --- Which model ------------------------------------------------------------------------------

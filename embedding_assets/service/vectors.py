@@ -125,7 +125,8 @@ class VectorServer:
         Raises:
             EmbeddingError: the model cannot be loaded, or the server of it does not answer.
         """
-        self._writing = asyncio.create_task(self._write_for_ever())
+        if self._writing is None:  # not started before in vain
+            self._writing = asyncio.create_task(self._write_for_ever())
         await self._in_thread(self._refresh_filter)
         await self._in_thread(self.batcher.warm_up)
         self.is_loaded = True
