@@ -13,6 +13,7 @@ import pytest
 
 from embedding_assets.collection.environment import Environment, read_environment
 from embedding_assets.collection.resources import shared_resources
+from embedding_assets.service.settings import ServiceSettings
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.embedders.pricing import prices_file
 from resources.identity.content_hash import HASH_BYTES
@@ -113,6 +114,7 @@ def test_a_wrong_variable_is_named_and_no_secret_is_shown(monkeypatch: pytest.Mo
 
 def test_every_variable_of_the_code_is_declared() -> None:
     declared = {f"EMBEDDING_{name.upper()}" for name in Environment.model_fields}
+    declared |= {str(ServiceSettings.model_config.get("env_prefix"))}  # names its own
     folders = ("embedding_assets", "resources")
     sources = [path.read_text() for folder in folders for path in (PROJECT / folder).rglob("*.py")]
     assert set(re.findall(r'"(EMBEDDING_[A-Z_]+)"', "".join(sources))) <= declared
