@@ -16,7 +16,7 @@ from benchmarks.measure import RESULTS, markdown_table, print_tables, read_lines
 
 TAKES_QUICK = (
     "engine", "freshness", "scale", "stores", "limiter", "sensor_tick", "backfill", "import_time",
-    "idle_partition",
+    "idle_partition", "serve",
 )  # fmt: skip
 OTHERS = ("chunking",)
 SUMMARY = RESULTS / "README.md"
