@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.checkout import PROJECT
 
 HEAVY: list[str] = re.findall(
@@ -152,6 +154,7 @@ print(json.dumps([embedded, [name for name in names if name in sys.modules]]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_in_which_everything_is_cached_loads_no_model_library(
     tmp_path: Path, model_cache: Path
 ) -> None:

@@ -291,6 +291,7 @@ def test_what_was_interrupted_goes_on_and_embeds_at_most_a_flush_again(
         assert not instance.event_log_storage.get_concurrency_info("embedding_device").claimed_slots
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("served")
 def test_watching_builds_exactly_what_changes(project: Project) -> None:
     with command(project, "build", "docs", "--watch", "--every", "0.1", "--json") as process:

@@ -86,6 +86,7 @@ def test_each_alert_says_what_to_do_and_has_both_cases() -> None:
 
 
 @needs_prometheus
+@pytest.mark.slow
 def test_prometheus_answers_every_query_from_two_real_services(tmp_path: Path) -> None:
     made = pipeline(tmp_path, embedder=CountingEmbedder())
     made.run()

@@ -284,7 +284,8 @@ torch.nn.functional.linear = linear
 """
 
 
-@pytest.mark.parametrize("when_loading", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("when_loading", [True, False])
 def test_a_fallback_for_want_of_memory_takes_over_from_a_device_that_has_none(
     when_loading, tmp_path, monkeypatch
 ):

@@ -82,6 +82,7 @@ def test_several_processes_may_open_a_new_home_at_once(tmp_path: Path) -> None:
     assert _contents(home) == _contents(alone)
 
 
+@pytest.mark.slow
 def test_a_home_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
     whole = dagster_home(tmp_path / "whole")
     _use(whole)

@@ -138,6 +138,7 @@ def test_layout_packed_equals_the_padded_reference(layout, tmp_path):
     assert cosines(vectors, expected).min() >= 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_model_of_an_unknown_architecture_is_padded_and_says_why(tmp_path):
     folder = save_kind(tmp_path / "model", "MPNet")
     model = load(folder, tmp_path)
