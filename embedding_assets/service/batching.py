@@ -5,7 +5,6 @@ come while the model was busy is its next batch. A text that comes alone is sent
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from typing import Any, Protocol
 from embedding_assets.embeddings.stream import embed_each
 from embedding_assets.service.errors import QueueFullError
 from resources.embedders.base import HARMLESS_TEXT, Embedder, EmbeddingBatch, Role
-
-_log = logging.getLogger(__name__)
 
 _BATCH_SECONDS = 0.25
 """How long a batch should take at most: larger ones are hardly more efficient."""

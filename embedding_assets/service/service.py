@@ -24,7 +24,6 @@ from embedding_assets.service.vectors import VectorServer
 from resources.caches.duckdb_file import CacheLockedError
 from resources.caches.memory import VectorMemory
 from resources.embedders.base import Embedder
-from resources.identity.content_hash import canonical_question
 from resources.machine import machine
 from resources.vector_stores.base import NoIndexError
 
@@ -255,15 +254,6 @@ class Service:
             for embedder in embedders
         }
         return await self.in_thread(lambda: nearest_chunks(asked, by_space, k, exact=exact))
-
-    @staticmethod
-    def question(text: str) -> str:
-        """The canonical form of a question.
-
-        Raises:
-            InvalidInputError: nothing is left of it.
-        """
-        return canonical_question(text)
 
     # --- Readiness --------------------------------------------------------------------------------
 

@@ -141,11 +141,6 @@ class VectorServer:
         self.batcher.close()
         self._threads.shutdown()
 
-    @property
-    def under_way(self) -> int:
-        """Distinct texts that are looked up, queued, or with the model."""
-        return len(self._jobs)
-
     def ask(self, texts: Sequence[str], role: Role, *, is_question: bool) -> VectorRequest:
         """Begins to find the vectors of n texts; `done` of the answer is None if all are there.
 
