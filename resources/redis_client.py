@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from resources.errors import MissingPackageError
+from resources.errors import InvalidInputError, MissingPackageError
 
 if TYPE_CHECKING:
     import redis
@@ -39,6 +39,30 @@ def redis_client(url: str, timeout: float, what: str, **options: Any) -> "redis.
     # By default a command to a stalled server is repeated for up to a minute, and so applied again
     # and again. With the newer protocol's maintenance messages, stale connections go unnoticed.
     return Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, **times, **options)
+
+
+def client_of(variable: str, url: str, timeout: float) -> "redis.Redis":
+    """The client that an environment variable names.
+
+    Args:
+        variable: its name.
+        url: what it holds.
+        timeout: as of `redis_client`.
+
+    Raises:
+        InvalidInputError: it is no URL of a Redis. The message does not repeat it.
+        MissingPackageError: the package of the client is not installed.
+    """
+    try:
+        return redis_client(url, timeout, f"{variable} in Redis")
+    except MissingPackageError:
+        raise
+    except ValueError:
+        pass
+    # Outside of `except`: the error may hold the password.
+    raise InvalidInputError(
+        f"{variable} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
+    )
 
 
 def ask_primary(

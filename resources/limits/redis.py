@@ -10,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.base import NO_LIMITS, VARIABLE, Answer, Limits, RateLimiter
 from resources.limits.local import LONGEST_SLEEP, PACE, SLOTS, LocalRateLimiter
 from resources.redis_client import (
     Seldom,
     ask_primary,
+    client_of,
     forget_connections,
     is_redis_error,
     reason,
-    redis_client,
     shown,
 )
 
@@ -150,18 +149,8 @@ class RedisRateLimiter(RateLimiter):
         super().__init__(limits, window=window, lease=lease)
         if machines < 1:
             raise ValueError(f"machines must be at least 1, got {machines}")
-        try:
-            client = redis_client(url, timeout, f"{VARIABLE} in Redis")
-        except MissingPackageError:
-            raise
-        except ValueError:
-            client = None
-        if client is None:  # outside of `except`: the error may hold the password
-            raise InvalidInputError(
-                f"{VARIABLE} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
-            )
-        self._client = client
-        self._script = client.register_script(_LUA)
+        self._client = client_of(VARIABLE, url, timeout)
+        self._script = self._client.register_script(_LUA)
         self._shown = shown(url)
         self._seldom = Seldom()
         self._key = key

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from resources.errors import InvalidInputError, MissingPackageError
 from resources.limits.base import VARIABLE
 from resources.limits.quota import (
     SLOTS,
@@ -24,10 +23,10 @@ from resources.limits.quota import (
 from resources.redis_client import (
     Seldom,
     ask_primary,
+    client_of,
     forget_connections,
     is_redis_error,
     reason,
-    redis_client,
     shown,
 )
 
@@ -129,18 +128,8 @@ class RedisQuotas(Quotas):
         """
         if replicas < 1 or window <= 0:
             raise ValueError(f"replicas and window must be positive, got {replicas} and {window} s")
-        try:
-            client = redis_client(url, timeout, f"{VARIABLE} in Redis")
-        except MissingPackageError:
-            raise
-        except ValueError:
-            client = None
-        if client is None:  # outside of `except`: the error may hold the password
-            raise InvalidInputError(
-                f"{VARIABLE} must be a URL such as redis://host:6379/0, rediss://… or unix://…"
-            )
-        self._client = client
-        self._script = client.register_script(_LUA)
+        self._client = client_of(VARIABLE, url, timeout)
+        self._script = self._client.register_script(_LUA)
         self._shown = shown(url)
         self._seldom = Seldom()
         self._prefix = prefix
