@@ -45,11 +45,14 @@ class Part:
         ok: whether it does.
         seconds: that it took to answer.
         reason: why it does not work.
+        needed: whether the service is not ready without it; a fallback's model that no index has
+            rows of is not.
     """
 
     ok: bool
     seconds: float
     reason: str | None = None
+    needed: bool = True
 
 
 class Service:
@@ -89,7 +92,8 @@ class Service:
                     self.servers[embedder.space.id] = VectorServer(
                         embedder, cache, memory, limits, self.metrics
                     )
-        self._loading: list[asyncio.Task[None]] = []
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._looking: asyncio.Task[object] | None = None
         self._failures: dict[str, str] = {}
         self._asked: dict[str, tuple[float, Sequence[Embedder]]] = {}
         self._parts: tuple[float, dict[str, Part]] = (-math.inf, {})
@@ -98,9 +102,16 @@ class Service:
     # --- Life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to load the models; `parts` says when that is done."""
-        for space, server in self.servers.items():
-            self._loading.append(asyncio.create_task(self._load(space, server)))
+        """Begins to load the models; `parts` says when that is done.
+
+        That of a fallback, which may cost money, only if an index has rows of it, or when a request
+        names it.
+        """
+        for collection in self.collections.values():
+            self.server_of(collection.resources.embedder)
+        self._looking = asyncio.create_task(
+            self._ask_parts()
+        )  # which indexes have rows of a fallback
 
     async def _load(self, space: str, server: VectorServer) -> None:
         self._failures.pop(space, None)
@@ -123,7 +134,7 @@ class Service:
 
     async def stop(self) -> None:
         """Waits until what was accepted is answered, and stores what was embedded."""
-        for task in self._loading:
+        for task in filter(None, (self._looking, *self._loading.values())):
             task.cancel()
         stopping = asyncio.gather(*(server.stop() for server in self.servers.values()))
         try:
@@ -135,8 +146,12 @@ class Service:
     # --- Which model ------------------------------------------------------------------------------
 
     def server_of(self, embedder: Embedder) -> VectorServer:
-        """What answers for the space of an embedder."""
-        return self.servers[embedder.space.id]
+        """What answers for the space of an embedder; begins to load it unless that was done."""
+        space = embedder.space.id
+        server = self.servers[space]
+        if space not in self._loading:
+            self._loading[space] = asyncio.create_task(self._load(space, server))
+        return server
 
     def server_for(
         self, collection: str | None, model: str | None, field: str = "model"
@@ -165,7 +180,7 @@ class Service:
                 one for one in self.servers.values() if model in (one.space.model, one.space.id)
             ]
             if len(named) == 1:
-                return named[0]
+                return self.server_of(named[0].embedder)
             if named:
                 raise ServiceError(
                     422,
@@ -234,10 +249,16 @@ class Service:
             index = self.collection(name).index
             known_at, embedders = self._asked.get(name, (0.0, ()))
             if time.monotonic() - known_at > _SECONDS_OF_SPACES or not embedders:
-                embedders = await self.in_thread(index.embedders)
-                self._asked[name] = time.monotonic(), embedders
+                embedders = await self.in_thread(lambda name=name: self._look(name))
             asked[index] = embedders
         return asked
+
+    def _look(self, name: str) -> Sequence[Embedder]:
+        """In a thread: the embedders of the spaces in which a collection has rows."""
+        self._asked.pop(name, None)
+        embedders = self.collections[name].index.embedders()
+        self._asked[name] = time.monotonic(), embedders
+        return embedders
 
     async def nearest(
         self,
@@ -264,17 +285,25 @@ class Service:
         return self._parts[1]
 
     async def _ask_parts(self) -> dict[str, Part]:
-        found: dict[str, Part] = {}
-        for space, server in self.servers.items():
-            reason = None if server.is_loaded else self._failures.get(space, "It is being loaded.")
-            seconds = server.batcher.seconds_to_wait
-            found[f"model {server.space.model} ({space})"] = Part(reason is None, seconds, reason)
         checks: dict[str, Callable[[], object]] = {}
-        for collection in self.collections.values():
+        for name, collection in self.collections.items():
             checks["cache"] = collection.resources.cache.hasty().spaces
-            checks[f"index {collection.name}"] = collection.index.embedders
+            checks[f"index {name}"] = lambda name=name: self._look(name)
         tried = await asyncio.gather(*map(self._tried, checks.values()))
-        return found | dict(zip(checks, tried, strict=True))
+        asked = [one for _, embedders in self._asked.values() for one in embedders]
+        firsts = [collection.resources.embedder for collection in self.collections.values()]
+        needed = {self.server_of(one).space.id for one in (*firsts, *asked)}
+        models = {
+            f"model {server.space.model} ({space})": self._model(space, server, space in needed)
+            for space, server in self.servers.items()
+        }
+        return models | dict(zip(checks, tried, strict=True))
+
+    def _model(self, space: str, server: VectorServer, needed: bool) -> Part:
+        if space not in self._loading:
+            return Part(True, 0.0, "It is a fallback that no index has rows of.", needed)
+        reason = None if server.is_loaded else self._failures.get(space, "It is being loaded.")
+        return Part(reason is None, server.batcher.seconds_to_wait, reason, needed)
 
     async def _tried(self, act: Callable[[], object]) -> Part:
         started, reason, ok = time.perf_counter(), None, True

@@ -33,13 +33,14 @@ def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
     async def ready() -> Response:
         """Models are loaded, the cache answers, and the indexes can be opened."""
         parts = await service.parts()
-        is_ready = all(part.ok for part in parts.values())
+        is_ready = all(part.ok or not part.needed for part in parts.values())
         return json_response(
             {
                 "status": "ready" if is_ready else "not ready",
                 "parts": {
                     name: {
                         "ok": part.ok,
+                        "needed": part.needed,
                         "seconds": round(part.seconds, 6),
                         **({"reason": part.reason} if part.reason else {}),
                     }

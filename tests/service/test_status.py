@@ -37,6 +37,62 @@ def test_ready_is_model_and_cache_and_index(
             running.__exit__(None, None, None)
 
 
+def fallback_part(running: RunningService) -> tuple[int, dict[str, object]]:
+    """Of /ready: its status, and what it says of the fallback's model."""
+    answer = running.client.get("/ready")
+    parts = answer.json()["parts"]
+    (told,) = [part for name, part in parts.items() if name.startswith("model paid ")]
+    return answer.status_code, told
+
+
+def test_a_fallback_is_asked_nothing_until_somebody_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallback = CountingEmbedder(model="paid", fails_always=True)
+    made = pipeline(tmp_path, embedder=CountingEmbedder(), fallback=fallback)
+    made.run()
+    monkeypatch.setattr("embedding_assets.service.service._SECONDS_OF_PARTS", 0.0)
+    monkeypatch.setattr("embedding_assets.service.service._SECONDS_BETWEEN_LOADS", 0.05)
+    with RunningService(made.opened, folder=tmp_path) as running:
+        assert running.post("/search", query="a").status_code == 200
+        status, told = fallback_part(running)
+        assert (status, told["ok"], told["needed"]) == (200, True, False)
+        assert "no index has rows" in str(told["reason"])
+        # It does not answer: that is said, and is no reason to send nobody here.
+        assert running.post("/embed", text="a", model="paid").status_code == 503
+        wait_until(lambda: "cannot embed" in str(fallback_part(running)[1].get("reason")))
+        status, told = fallback_part(running)
+        assert (status, told["ok"], told["needed"]) == (200, False, False)
+        assert not fallback.texts
+        monkeypatch.setitem(fallback.__dict__, "fails_always", False)
+        wait_until(lambda: fallback_part(running)[1].get("reason") is None)
+        assert running.post("/embed", text="a", model="paid").status_code == 200
+        assert fallback.texts[-1] == "a"
+
+
+def test_a_fallback_that_an_index_has_rows_of_is_loaded_at_the_start_and_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, fallback = CountingEmbedder(), CountingEmbedder(model="paid")
+    # As a run leaves it in which the primary did not serve.
+    made = pipeline(tmp_path, embedder=fallback)
+    made.run()
+    made = pipeline(tmp_path, embedder=primary, fallback=fallback)
+    monkeypatch.setattr("embedding_assets.service.service._SECONDS_OF_PARTS", 0.0)
+    monkeypatch.setattr("embedding_assets.service.service._SECONDS_BETWEEN_LOADS", 0.05)
+    monkeypatch.setitem(fallback.__dict__, "fails_always", True)
+    with RunningService(made.opened, folder=tmp_path) as running:
+        space = fallback.space.id
+        wait_until(lambda: "cannot embed" in running.service._failures.get(space, ""))
+        status, told = fallback_part(running)
+        assert (status, told["ok"], told["needed"]) == (503, False, True)
+        monkeypatch.setitem(fallback.__dict__, "fails_always", False)
+        wait_until(lambda: running.client.get("/ready").status_code == 200)
+        assert running.post("/search", query="a").json()["spaces"] == [
+            {"id": space, "model": "paid"}
+        ]
+
+
 def test_what_is_counted_is_what_was_asked(tmp_path: Path) -> None:
     made = pipeline(tmp_path, embedder=CountingEmbedder())
     made.opened.embed(["known"])

@@ -55,7 +55,9 @@ class RunningService:
 
     def __enter__(self) -> "RunningService":
         self._thread.start()
-        wait_until(lambda: all(one.is_loaded for one in self.service.servers.values()))
+        firsts = [one.resources.embedder for one in self.service.collections.values()]
+        servers = [self.service.servers[embedder.space.id] for embedder in firsts]
+        wait_until(lambda: all(server.is_loaded for server in servers))
         return self
 
     def __exit__(
