@@ -71,6 +71,13 @@ class Access:
         key: ApiKey | None = request.state.key
         return key is None or key.allows(scope)
 
+    def sees(self, request: Request, scope: str) -> bool:
+        """Whether a request that needs no key has one that allows a scope, or there are no keys."""
+        if not self._keys.any:
+            return True
+        key = self._keys.find(presented(request))
+        return key is not None and key.allows(scope)
+
     async def take(self, request: Request, texts: Sequence[str]) -> None:
         """Counts a request and its texts; tokens as estimated, for it costs nothing.
 

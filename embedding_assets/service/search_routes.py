@@ -62,15 +62,15 @@ class _SearchRoutes:
         if not names:
             self._access.check(request, SCOPE)
         for name in names:
-            self._service.collection(name)
             self._access.check(request, f"{SCOPE}:{name}")
+            self._collection(request, name)
         return await self._found(request, query, names)
 
     async def search_collection(self, request: Request, name: str) -> Response:
         """The chunks of one collection nearest to a question."""
         self._access.identify(request, f"{SCOPE}:{name}")
         query = parsed(SearchQuery, await read_body(request, self._settings))
-        self._service.collection(name)
+        self._collection(request, name)
         return await self._found(request, query, [name])
 
     async def collections(self, request: Request) -> Response:
@@ -83,19 +83,25 @@ class _SearchRoutes:
                 if self._access.may(request, f"{SCOPE}:{name}")
             ]
         )
-        return json_response({"collections": listed, "not_loaded": self._service.not_loaded})
+        all_of_them = self._access.may(request, SCOPE)
+        not_loaded = self._service.not_loaded if all_of_them else []
+        return json_response({"collections": listed, "not_loaded": not_loaded})
 
     async def document(self, request: Request, name: str, id: str) -> Response:
         """A document as it is in the index: its chunks in order, which may overlap."""
         self._access.identify(request, f"{SCOPE}:{name}")
         await self._access.take(request, [])
-        self._service.collection(name)
+        self._collection(request, name)
         shown = await self._service.in_thread(lambda: _document(self._service, name, id))
         if shown is None:
             raise ServiceError(
                 404, "document_not_found", f"'{name}' has no such document.", field="id"
             )
         return json_response(shown)
+
+    def _collection(self, request: Request, name: str) -> None:
+        """Raises ServiceError if there is no such; it names those that the key may search."""
+        self._service.collection(name, lambda one: self._access.may(request, f"{SCOPE}:{one}"))
 
     async def _found(self, request: Request, query: SearchQuery, names: Sequence[str]) -> Response:
         began = time.perf_counter()

@@ -210,17 +210,22 @@ class Service:
             field="collection",
         )
 
-    def collection(self, name: str) -> Collection:
+    def collection(self, name: str, told: Callable[[str], bool] = lambda _: True) -> Collection:
         """One collection.
+
+        Args:
+            name: of it.
+            told: whether who asks may know of a collection of some name.
 
         Raises:
             ServiceError: there is no such.
         """
         if name not in self.collections:
+            known = ", ".join(filter(told, self.collections)) or "none"
             raise ServiceError(
                 404,
                 "collection_not_found",
-                f"There is no such collection. There are: {', '.join(self.collections) or 'none'}.",
+                f"There is no such collection. There are: {known}.",
                 field="collection",
             )
         return self.collections[name]

@@ -30,25 +30,25 @@ def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
         return json_response({"status": "ok"})
 
     @app.get("/ready", tags=tags)
-    async def ready() -> Response:
-        """Models are loaded, the cache answers, and the indexes can be opened."""
+    async def ready(request: Request) -> Response:
+        """Models are loaded, the cache answers, and the indexes can be opened.
+
+        Each is named if there are no keys, or to a key for metrics.
+        """
         parts = await service.parts()
         is_ready = all(part.ok or not part.needed for part in parts.values())
-        return json_response(
-            {
-                "status": "ready" if is_ready else "not ready",
-                "parts": {
-                    name: {
-                        "ok": part.ok,
-                        "needed": part.needed,
-                        "seconds": round(part.seconds, 6),
-                        **({"reason": part.reason} if part.reason else {}),
-                    }
-                    for name, part in parts.items()
-                },
-            },
-            200 if is_ready else 503,
-        )
+        told: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
+        if access.sees(request, SCOPE):
+            told["parts"] = {
+                name: {
+                    "ok": part.ok,
+                    "needed": part.needed,
+                    "seconds": round(part.seconds, 6),
+                    **({"reason": part.reason} if part.reason else {}),
+                }
+                for name, part in parts.items()
+            }
+        return json_response(told, 200 if is_ready else 503)
 
     @app.get("/metrics", tags=tags)
     async def metrics(request: Request) -> Response:

@@ -152,3 +152,45 @@ def test_a_key_opens_what_its_scopes_say_and_stands_nowhere(
     seen += caplog.text + running.keys.read_text()
     for secret in (narrow, wide, narrow.rsplit("_", 1)[-1], wide.rsplit("_", 1)[-1]):
         assert secret not in seen
+
+
+def test_no_answer_names_a_collection_to_a_key_that_may_not_search_in_it(
+    two: tuple[Pipeline, Pipeline], tmp_path: Path
+) -> None:
+    keys = tmp_path / "api_keys.json"
+    scopes = ("search:corpus", "search:gone"), ("search",), ("metrics",)
+    narrow, wide, operator = (
+        create_key(keys, str(scope), scope, Quota(), None)[1] for scope in scopes
+    )
+    with RunningService(*(one.opened for one in two), folder=tmp_path) as running:
+        running.service.not_loaded.append("other.yaml: bad")
+
+        def answered(key: str | None, path: str, **body: object) -> tuple[int, str]:
+            headers = {} if key is None else {"X-API-Key": key}
+            method = "POST" if body else "GET"
+            answer = running.client.request(method, path, json=body or None, headers=headers)
+            return answer.status_code, answer.text
+
+        question = {"query": "a"}
+        for path, body in (
+            ("/search", question | {"collections": ["gone"]}),
+            ("/collections/gone/search", question),
+            ("/collections/gone/documents?id=a", {}),
+        ):
+            status, told = answered(narrow, path, **body)
+            assert status == 404
+            assert "There are: corpus." in told
+            status, told = answered(wide, path, **body)
+            assert status == 404
+            assert "There are: corpus, other." in told
+        # Of what it may not search in, it does not even learn whether that is there.
+        for name in ("other", "nobody"):
+            told = answered(narrow, "/search", query="a", collections=[name])
+            assert told[0] == 403
+            assert told == answered(narrow, f"/collections/{name}/search", **question)
+        for path in ("/collections", "/v1/models", "/stats", "/metrics", "/ready"):
+            assert "other" not in answered(narrow, path)[1], path
+        assert answered(narrow, "/v1/models")[0] == 403
+        assert answered(None, "/ready") == (200, '{"status":"ready"}')
+        assert "other.yaml" in answered(wide, "/collections")[1]
+        assert "index other" in answered(operator, "/ready")[1]
