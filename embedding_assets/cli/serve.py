@@ -18,7 +18,9 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than this machine's need API keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen at.")] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port to listen at; 0: one that is free.")
+    ] = 8080,
 ) -> None:  # fmt: skip
     """Answer for embeddings and searches over HTTP, from the pipeline's cache, model and index.
 

@@ -1,8 +1,10 @@
 """Runs the application: one process, one event loop, one registry of metrics."""
 
 import asyncio
+import errno
 import ipaddress
 import logging
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ long."""
 _IDLE_SECONDS = 75
 _HEADER_SECONDS = 20.0
 _QUEUED_CONNECTIONS = 2_048
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def serve_project(
@@ -31,11 +34,12 @@ def serve_project(
     Args:
         names: the collections that are served; none: all that can be loaded.
         host: address to listen at.
-        port: port to listen at.
+        port: port to listen at; 0: one that is free.
         announce: is told where it listens, a line at a time.
 
     Raises:
-        InvalidInputError: others than this machine could ask, and there are no keys.
+        InvalidInputError: others than this machine could ask, and there are no keys; or it cannot
+            listen there.
         MissingPackageError: the extra `service` is not installed.
         NotFoundError: there is no collection, or one of these names cannot be loaded.
     """
@@ -65,13 +69,72 @@ def serve_project(
     service = Service(available, broken, settings, environment.dagster_home)
     quotas = quotas_from_url(environment.rate_limiter)
     app = create_app(service, Access(keys, quotas, settings.quota, service.metrics))
+    sockets = listen(host, port)
+    port = sockets[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     announce(f"Search page:   http://{shown}:{port}/")
     announce(f"Documentation: http://{shown}:{port}/docs")
-    _run(app, host, port, settings.drain_seconds)
+    _run(app, sockets, settings.drain_seconds)
 
 
-def _run(app: "FastAPI", host: str, port: int, drain_seconds: int) -> None:
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at each address of a host: `localhost` may have two.
+
+    Args:
+        host: name or address.
+        port: 0: one that is free, the same at each address.
+
+    Raises:
+        InvalidInputError: they cannot, because another program does, say.
+    """
+    opened: list[socket.socket] = []
+    refused: list[OSError] = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        addresses, refused = [], [error]
+    for family, _, protocol, _, address in dict.fromkeys(addresses):
+        free = opened[0].getsockname()[1] if opened else port
+        try:
+            opened.append(_socket(family, protocol, (address[0], free, *address[2:])))
+        except OSError as error:
+            refused.append(error)
+    for error in refused:
+        # That a name has an address of IPv6, too, is no harm where there is no IPv6.
+        if not opened or error.errno not in _NOT_HERE:
+            for one in opened:
+                one.close()
+            raise InvalidInputError(_why_not(host, port, error)) from None
+    return opened
+
+
+def _socket(family: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    # By the protocol's number asyncio knows that it may send small answers without delay.
+    made = socket.socket(family, socket.SOCK_STREAM, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.listen(_QUEUED_CONNECTIONS)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} is in use: another program listens there, perhaps this one, started "
+            "before. End that, or take another port: --port N; 0 is any that is free."
+        )
+    if error.errno == errno.EACCES:
+        return f"Port {port} is not for this user: take one from 1024 on, with --port N."
+    return f"It cannot listen at {host}, port {port}: {error.strerror}. Choose another --host."
+
+
+def _run(app: "FastAPI", sockets: list[socket.socket], drain_seconds: int) -> None:
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -90,8 +153,6 @@ def _run(app: "FastAPI", host: str, port: int, drain_seconds: int) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     config = uvicorn.Config(
         app,
-        host,
-        port,
         http=Protocol,
         log_level=logging.WARNING,
         access_log=False,
@@ -100,7 +161,7 @@ def _run(app: "FastAPI", host: str, port: int, drain_seconds: int) -> None:
         timeout_graceful_shutdown=drain_seconds,
         backlog=_QUEUED_CONNECTIONS,
     )
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run(sockets)
 
 
 def check_address(host: str, *, has_keys: bool) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from embedding_assets.service.server import listen
 from resources.caches.duckdb import DuckDBEmbeddingCache
+from resources.errors import InvalidInputError
 from tests.support.instance import dagster_home
 from tests.support.pipeline import write_jsonl
 from tests.support.project import Project
@@ -54,20 +56,25 @@ def command(*arguments: str) -> list[str]:
 @contextmanager
 def serving(folder: Path, environment: dict[str, str]) -> Iterator[tuple[httpx.Client, list[str]]]:
     """The server once it is ready; what it said is there at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     said: list[str] = []
     with (
         (folder / "said").open("w") as output,
         subprocess.Popen(
-            command("serve", "--port", str(port)),
+            command("serve", "--port", "0"),
             cwd=folder,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         ) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx.Client(timeout=30) as client,
     ):
+
+        def has_said_where() -> bool:
+            assert process.poll() is None, (folder / "said").read_text()
+            told = re.search(r"http://127\.0\.0\.1:\d+/\n", (folder / "said").read_text())
+            if told:
+                client.base_url = told[0].strip()
+            return told is not None
 
         def is_ready() -> bool:
             assert process.poll() is None, (folder / "said").read_text()
@@ -77,6 +84,7 @@ def serving(folder: Path, environment: dict[str, str]) -> Iterator[tuple[httpx.C
                 return False
 
         try:
+            wait_until(has_said_where, 60)
             wait_until(is_ready, 120)
             yield client, said
         finally:
@@ -141,3 +149,38 @@ def test_what_cannot_be_served_is_said_in_a_sentence(
     assert ended.returncode == 1
     assert sentence in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
+    assert not ended.stdout, "no address is announced"
+
+
+def test_a_port_that_is_in_use_is_said_before_any_address_is_announced(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        test_what_cannot_be_served_is_said_in_a_sentence(
+            tmp_path, environment, ["--port", port], {}, f"Port {port} is in use: "
+        )
+
+
+def test_it_listens_at_each_address_of_a_name_at_one_free_port() -> None:
+    listening = listen("localhost", 0)
+    try:
+        (port,) = {one.getsockname()[1] for one in listening}
+        for one in listening:
+            with socket.create_connection(one.getsockname()[:2]):
+                accepted, _ = one.accept()
+                accepted.close()
+            # Without this number asyncio lets the second part of an answer wait for 40 ms.
+            assert one.proto == socket.IPPROTO_TCP
+        with pytest.raises(InvalidInputError, match=f"Port {port} is in use"):
+            listen("localhost", port)
+    finally:
+        for one in listening:
+            one.close()
+    for one in listen("localhost", port):
+        one.close()
+
+
+def test_an_address_that_this_machine_does_not_have_is_said() -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot listen at 192\.0\.2\.1, port 0: Cannot"):
+        listen("192.0.2.1", 0)
