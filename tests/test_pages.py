@@ -51,6 +51,13 @@ def test_every_link_and_every_file_of_code_leads_somewhere(page: Path) -> None:
     assert {path for path in links | code if not path.exists()} == set()
 
 
+def test_every_curl_that_sends_something_says_that_it_is_json() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
+    sent = [line for line in re.findall(r"^ *curl .*", text, re.M) if " -d " in line]
+    assert sent
+    assert [line for line in sent if " -H 'content-type: application/json' " not in line] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_a_sentence_is_one(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -25,7 +25,9 @@ def serve(
     """Answer for embeddings and searches over HTTP, from the pipeline's cache, model and index.
 
     Its search page is at `/`, its documentation at `/docs`, and what it measures at `/metrics`.
-    OpenAI's clients take `/v1` for their base URL. Settings beside these: EMBEDDING_SERVE_…
+    OpenAI's clients take `/v1` for their base URL. Bodies are JSON and say so. Without API keys
+    only this machine is answered, by the names localhost and 127.0.0.1, and no web page of another
+    host. Settings beside these: EMBEDDING_SERVE_…
     """
     with errors_for_people():
         from embedding_assets.service.server import serve_project

@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 
 from starlette.requests import Request
+from starlette.types import Scope
 
+from embedding_assets.service.browsers import refusal
 from embedding_assets.service.errors import ServiceError
 from embedding_assets.service.keys import ApiKey, KeyRing
 from embedding_assets.service.metrics import Metrics
@@ -30,6 +32,10 @@ class Access:
         self._quotas = quotas
         self._quota = quota
         self._metrics = metrics
+
+    def refused(self, scope: Scope) -> ServiceError | None:
+        """Why a request is not even looked at: there are no keys, and a page may have made it."""
+        return None if self._keys.any else refusal(scope["headers"])
 
     def identify(self, request: Request, scope: str | None = None) -> None:
         """Remembers in the request who asks.

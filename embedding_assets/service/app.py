@@ -49,7 +49,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
     # Not by routers: to look through those would take longer than to answer from memory.
     for add in (add_embedding_routes, add_search_routes, add_status_routes):
         add(app, service, access)
-    app.add_middleware(_Around, metrics=service.metrics)
+    app.add_middleware(_Around, access=access, metrics=service.metrics)
     return app
 
 
@@ -70,10 +70,12 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 class _Around:
-    """Measures each request, adds the headers that belong to every answer, and answers defects."""
+    """Turns away what a strange page sends, measures each request, adds the headers that belong to
+    every answer, and answers defects."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self._app = app
+        self._access = access
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +96,8 @@ class _Around:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            refused = self._access.refused(scope)
+            await (error_response(refused) if refused else self._app)(scope, receive, answer)
         except Exception:
             _log.exception("A defect of the service's")
             if not status:

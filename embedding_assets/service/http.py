@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import orjson
@@ -20,13 +21,25 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 async def read_body(request: Request, settings: ServiceSettings) -> bytes:
-    """The body, if it is small enough and comes in time.
+    """The body of JSON, if it is small enough and comes in time.
 
     Raises:
-        ServiceError: it is too large, too slow, or the client has left.
+        ServiceError: it is something else, too large or too slow, or the client has left.
     """
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > settings.max_body:
+    kind, declared = b"", b"0"
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-length":
+            declared = value
+    if not _is_json(kind):
+        raise ServiceError(
+            415,
+            "unsupported_media_type",
+            "The body is to be JSON and to be sent as such, with the header Content-Type: "
+            "application/json; with curl: -H 'content-type: application/json'.",
+        )
+    if declared.isdigit() and int(declared) > settings.max_body:
         raise _too_large(settings)
 
     parts, size, more = [], 0, True
@@ -48,6 +61,15 @@ async def read_body(request: Request, settings: ServiceSettings) -> bytes:
             f"The request did not arrive within {settings.body_seconds:g} s.",
         ) from None
     return b"".join(parts)
+
+
+@lru_cache(64)
+def _is_json(media_type: bytes) -> bool:
+    """A page of another origin can send any other type without asking the browser first."""
+    kind = media_type.partition(b";")[0].strip().lower()
+    return kind == b"application/json" or (
+        kind.startswith(b"application/") and kind.endswith(b"+json")
+    )
 
 
 class _Within:

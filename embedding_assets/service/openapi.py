@@ -9,10 +9,12 @@ from embedding_assets.service.schemas import ErrorAnswer
 _ERRORS = {
     400: "The body is no JSON, or asks for what cannot be.",
     401: "An API key is needed.",
-    403: "The API key does not allow it.",
+    403: "The API key does not allow it, or there are none and a page of another site asks.",
     404: "There is no such model or collection.",
     408: "The body came too slowly.",
     413: "The body is too large.",
+    415: "The request does not say that its body is JSON.",
+    421: "There are no API keys, and the request is for another host than this machine.",
     422: "A field is wrong.",
     429: "Over the limit of requests, texts or tokens a minute.",
     500: "A defect of the service's; its log says more.",

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import socket
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedding_assets.collection.environment import read_environment
+from embedding_assets.service.browsers import is_loopback
 from resources.errors import InvalidInputError, MissingPackageError, NotFoundError
 
 if TYPE_CHECKING:
@@ -170,13 +170,7 @@ def check_address(host: str, *, has_keys: bool) -> None:
     Raises:
         InvalidInputError: others could.
     """
-    if has_keys or host == "localhost":
-        return
-    try:
-        is_own = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_own = False
-    if not is_own:
+    if not has_keys and not is_loopback(host):
         raise InvalidInputError(
             f"Without API keys the service is for this machine only, and {host} can be reached "
             "from others. Make a key first: `embedding-assets keys create NAME`."

@@ -268,7 +268,8 @@ def test_the_proxy_passes_requests_to_the_replicas_that_there_are(tmp_path: Path
             answers = [client.post("/embed", json={"text": str(one)}) for one in range(6)]
             assert [answer.status_code for answer in answers] == [200] * 6
             limit = service.settings.max_body
-            large = client.post("/embed", content=b" " * (limit + 1))
+            is_json = {"Content-Type": "application/json"}
+            large = client.post("/embed", content=b" " * (limit + 1), headers=is_json)
             assert large.json()["error"]["code"] == "body_too_large"
             assert service.metric("texts_total", endpoint="/embed", cached="false") == 6
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from embedding_assets.service.keys import create_key
 from resources.limits.quota import MemoryQuotas
 from tests.service.test_embeddings import pipeline
 from tests.support.fakes import CountingEmbedder
@@ -28,6 +29,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         body_seconds=0.5,
     ) as running:
         yield running
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 def error(answer: httpx.Response) -> tuple[int, str, str | None]:
@@ -88,23 +92,125 @@ def error(answer: httpx.Response) -> tuple[int, str, str | None]:
 def test_what_is_wrong_with_a_request_is_said_by_code_and_field(
     running: RunningService, path: str, body: bytes, expected: tuple[int, str, str | None]
 ) -> None:
-    assert error(running.client.post(path, content=body)) == expected
+    assert error(running.client.post(path, content=body, headers=JSON)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("application/json; charset=utf-8", 200),
+        ("Application/JSON;charset=UTF-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),  # a page of any site can have it sent
+        ("text/plain; a=application/json", 415),
+        ("application/x-www-form-urlencoded", 415),  # by default of curl
+        ("application/jsonp", 415),
+        ("", 415),
+        (None, 415),
+    ],
+)
+def test_a_body_has_to_be_sent_as_json(
+    running: RunningService, kind: str | None, status: int
+) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    for path, body in (
+        ("/embed", b'{"text": "a"}'),
+        ("/embed/batch", b'{"texts": ["a"]}'),
+        ("/v1/embeddings", b'{"model": "corpus", "input": "a"}'),
+        ("/search", b'{"query": "a"}'),
+        ("/collections/corpus/search", b'{"query": "a"}'),
+    ):
+        answer = running.client.post(path, content=body, headers=headers)
+        if status == 415:
+            assert error(answer)[:2] == (415, "unsupported_media_type")
+            assert "-H 'content-type: application/json'" in answer.text
+        else:  # there is nothing to search in
+            assert answer.status_code == (404 if "search" in path else 200)
+
+
+# --- Pages of other sites, while there are no keys ------------------------------------------------
+
+OWN = ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:8080", "127.9.9.9:1", "[::1]:8080"]
+STRANGE = [
+    "example.org",
+    "localhost.example.org:8080",
+    "127.0.0.1.example.org",
+    "192.0.2.1:8080",
+    "0.0.0.0:8080",
+    "[2001:db8::1]:8080",
+    "example.org@127.0.0.1",
+    "127.0.0.1:8080@example.org",
+    "127.0.0.1:example.org",
+    "127.0.0.1, example.org",
+    "::1",
+    "",
+]
+ASKED = ["/", "/health", "/ready", "/openapi.json", "/nothing", "/metrics"]
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_without_keys_this_machine_has_many_names(running: RunningService, host: str) -> None:
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+        answer = running.client.post("/embed", json={"text": "a"}, headers=headers)
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", STRANGE)
+def test_without_keys_no_other_name_is_answered(running: RunningService, host: str) -> None:
+    answers = [running.client.get(path, headers={"Host": host}) for path in ASKED]
+    answers.append(running.client.post("/embed", json={"text": "a"}, headers={"Host": host}))
+    for answer in answers:
+        assert error(answer)[:2] == (421, "unknown_host")
+        assert "127.0.0.1" in answer.json()["error"]["message"]
+        assert "keys create" in answer.text
+
+
+@pytest.mark.parametrize("origin", ["null", "", *(f"https://{host}" for host in STRANGE)])
+def test_without_keys_no_page_of_another_host_is_answered(
+    running: RunningService, origin: str
+) -> None:
+    headers = {"Origin": origin}
+    answers = [running.client.get(path, headers=headers) for path in ASKED]
+    answers.append(running.client.post("/embed", json={"text": "a"}, headers=headers))
+    answers.append(running.client.options("/embed", headers=headers))
+    for answer in answers:
+        assert error(answer)[:2] == (403, "cross_origin")
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_with_keys_any_name_and_any_page_is_answered(tmp_path: Path) -> None:
+    made = pipeline(tmp_path, embedder=CountingEmbedder())
+    _, key = create_key(tmp_path / "api_keys.json", "proxied")
+    with RunningService(made.opened, folder=tmp_path) as running:
+        headers = {"Host": "search.example.org", "Origin": "https://example.org", "X-API-Key": key}
+        answer = running.client.post("/embed", json={"text": "a"}, headers=headers)
+        assert answer.status_code == 200
+        assert running.client.get("/health", headers=headers).status_code == 200
+        answer = running.client.post("/embed", content=b'{"text": "a"}', headers=headers)
+        assert error(answer)[:2] == (415, "unsupported_media_type")
 
 
 def test_an_answer_never_repeats_what_was_sent(running: RunningService) -> None:
-    answer = running.client.post("/embed", content=b'{"text": ["a secret"], "secret": "secret"}')
+    body = b'{"text": ["a secret"], "secret": "secret"}'
+    answer = running.client.post("/embed", content=body, headers=JSON)
+    assert answer.status_code == 422
     assert "a secret" not in answer.text
 
 
 def test_a_body_without_a_length_is_measured_as_it_comes(running: RunningService) -> None:
     parts = (b" " * 1_000 for _ in range(1_000))
-    assert error(running.client.post("/embed", content=parts))[:2] == (413, "body_too_large")
+    answer = running.client.post("/embed", content=parts, headers=JSON)
+    assert error(answer)[:2] == (413, "body_too_large")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(running: RunningService) -> None:
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(
+            b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
         assert b"408" in connection.recv(4096)
     assert running.post("/embed", text="a").status_code == 200
 
