@@ -41,6 +41,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
         title="embedding-assets",
         description="Embeddings and search, from the cache, models and indexes of the pipeline.",
         lifespan=life,
+        docs_url=None,
         redoc_url=None,
     )
     app.add_exception_handler(ServiceError, _failed)

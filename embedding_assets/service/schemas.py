@@ -17,7 +17,7 @@ class _Asked(BaseModel):
 class EmbedText(_Asked):
     """One text to embed."""
 
-    text: str
+    text: str = Field(examples=["one text"])
     role: Role = Field(default="document", description=_ROLE)
     collection: str | None = Field(default=None, description=_COLLECTION)
     model: str | None = Field(default=None, description=_MODEL)
@@ -26,7 +26,7 @@ class EmbedText(_Asked):
 class EmbedTexts(_Asked):
     """Texts to embed."""
 
-    texts: Annotated[list[str], Field(min_length=1)]
+    texts: Annotated[list[str], Field(min_length=1, examples=[["one text", "another"]])]
     role: Role = Field(default="document", description=_ROLE)
     collection: str | None = Field(default=None, description=_COLLECTION)
     model: str | None = Field(default=None, description=_MODEL)
@@ -74,7 +74,10 @@ class OpenAIEmbeddingRequest(BaseModel):
         | Annotated[list[str], Field(min_length=1)]
         | _Tokens
         | Annotated[list[_Tokens], Field(min_length=1)]
-    ) = Field(description="A text, texts, or tokens of the model's own vocabulary.")
+    ) = Field(
+        description="A text, texts, or tokens of the model's own vocabulary.",
+        examples=["one text"],
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, gt=0)
     user: str | None = None
@@ -83,7 +86,7 @@ class OpenAIEmbeddingRequest(BaseModel):
 class SearchQuery(_Asked):
     """What to look for in one collection."""
 
-    query: str
+    query: str = Field(examples=["what to look for"])
     k: int = Field(default=5, ge=1, description="How many chunks.")
     exact: bool = Field(default=False, description="Compare with every chunk.")
 

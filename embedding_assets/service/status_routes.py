@@ -1,4 +1,4 @@
-"""Whether the service works, how it goes, and the search page."""
+"""Whether the service works, how it goes, and its pages."""
 
 import time
 from enum import Enum
@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from embedding_assets.service.access import Access
 from embedding_assets.service.http import json_response
+from embedding_assets.service.reference import reference_page
 from embedding_assets.service.service import Service
 
 SCOPE = "metrics"
@@ -21,7 +22,7 @@ _PAGE_POLICY = (
 
 
 def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
-    """Adds The endpoints for those who operate the service, and the page."""
+    """Adds the endpoints for those who operate the service, and the pages."""
     tags: list[str | Enum] = ["Status"]
 
     @app.get("/health", tags=tags)
@@ -64,21 +65,26 @@ def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
         await _look(service)
         return json_response(_stats(service))
 
-    @app.get("/", include_in_schema=False, tags=tags)
+    @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return Response(
-            _page(),
-            media_type="text/html",
-            headers={
-                "Content-Security-Policy": _PAGE_POLICY,
-                "X-Content-Type-Options": "nosniff",
-                "Referrer-Policy": "no-referrer",
-            },
-        )
+        return _page(_search_page())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page(reference_page(app.openapi()))
+
+
+def _page(content: bytes | str) -> Response:
+    headers = {
+        "Content-Security-Policy": _PAGE_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Response(content, media_type="text/html", headers=headers)
 
 
 @cache
-def _page() -> bytes:
+def _search_page() -> bytes:
     return (Path(__file__).parent / "page.html").read_bytes()
 
 
