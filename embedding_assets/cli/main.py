@@ -15,6 +15,7 @@ from embedding_assets.cli.plan import accept, plan
 from embedding_assets.cli.quarantine import quarantine
 from embedding_assets.cli.search import evaluate, search
 from embedding_assets.cli.serve import serve
+from embedding_assets.cli.worker import worker
 from resources.garbage_collection import collect_garbage_rarely
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ _COMMANDS = {
     "Ask": (search, evaluate),
     "Look": (plan, quarantine, collections),
     "Decide": (accept, drop_index),
-    "Serve": (serve,),
+    "Serve": (serve, worker),
 }
 for panel, commands in _COMMANDS.items():
     for command in commands:

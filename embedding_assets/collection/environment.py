@@ -66,6 +66,18 @@ class Environment(BaseSettings):
         description="redis://… that shares rate limits between machines; by default the processes "
         "of one machine share theirs in files.",
     )
+    broker: str | None = Field(
+        default=None,
+        repr=False,
+        description="redis://… by which the service hands bulk jobs to `embedding-assets worker`; "
+        "by default there are none.",
+    )
+    jobs: str | None = Field(
+        default=None,
+        repr=False,
+        description="Bulk jobs and their results, which service and workers share: a folder, or "
+        "any fsspec URL of one; by default jobs in the data folder.",
+    )
     cores: int | None = Field(
         default=None,
         gt=0,
@@ -90,7 +102,7 @@ class Environment(BaseSettings):
     def _in_project(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         return path and info.data["project"] / path.expanduser()
 
-    @field_validator("cache", "vectors", "artifacts")
+    @field_validator("cache", "vectors", "artifacts", "jobs")
     @classmethod
     def _path_in_project(cls, url: str | None, info: ValidationInfo) -> str | None:
         return url and in_folder(url, info.data["project"])

@@ -120,7 +120,10 @@ def texts_of(rows: pa.RecordBatch) -> list[str]:
 
 
 def embed_stream(
-    embedder: Embedder, items: Iterator[Item], texts: Callable[[Item], Sequence[str]]
+    embedder: Embedder,
+    items: Iterator[Item],
+    texts: Callable[[Item], Sequence[str]],
+    role: Role = "document",
 ) -> Iterator[Embedded[Item]]:
     """Embeds items as they come from a reader, `embedder.concurrency` of them at a time.
 
@@ -132,6 +135,7 @@ def embed_stream(
         embedder: the model.
         items: the reader.
         texts: the texts of one item.
+        role: which of the model's prompts goes before each text.
 
     Yields:
         The items, in the order in which they are finished.
@@ -145,7 +149,7 @@ def embed_stream(
 
     def embed(item: Item) -> Embedded[Item]:
         started = time.perf_counter()
-        batch, errors = embed_each(embedder, texts(item))
+        batch, errors = embed_each(embedder, texts(item), role)
         return Embedded(item, batch, errors, time.perf_counter() - started)
 
     def read() -> bool:

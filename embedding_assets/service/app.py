@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -13,21 +14,26 @@ from embedding_assets.service.access import Access
 from embedding_assets.service.embedding_routes import add_embedding_routes
 from embedding_assets.service.errors import ServiceError
 from embedding_assets.service.http import error_response
+from embedding_assets.service.job_routes import add_job_routes
 from embedding_assets.service.metrics import Metrics
 from embedding_assets.service.search_routes import add_search_routes
 from embedding_assets.service.service import Service
 from embedding_assets.service.status_routes import add_status_routes
 from resources.errors import EmbeddingAssetsError, InvalidInputError, NotFoundError
 
+if TYPE_CHECKING:
+    from embedding_assets.bulk.queue import JobQueue
+
 _log = logging.getLogger(__name__)
 
 
-def create_app(service: Service, access: Access) -> FastAPI:
+def create_app(service: Service, access: Access, queue: "JobQueue | None" = None) -> FastAPI:
     """The application of a service.
 
     Args:
         service: what answers; it is started and stopped with the application.
         access: who may ask.
+        queue: of bulk jobs; None: there are none.
     """
 
     @asynccontextmanager
@@ -50,6 +56,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
     # Not by routers: to look through those would take longer than to answer from memory.
     for add in (add_embedding_routes, add_search_routes, add_status_routes):
         add(app, service, access)
+    add_job_routes(app, service, access, queue)
     app.add_middleware(_Around, access=access, metrics=service.metrics)
     return app
 

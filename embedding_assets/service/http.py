@@ -4,11 +4,12 @@ import asyncio
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from embedding_assets.service.errors import ServiceError
@@ -40,7 +41,7 @@ async def read_body(request: Request, settings: ServiceSettings) -> bytes:
             "application/json; with curl: -H 'content-type: application/json'.",
         )
     if declared.isdigit() and int(declared) > settings.max_body:
-        raise _too_large(settings)
+        raise _too_large(settings.max_body)
 
     parts, size, more = [], 0, True
     try:
@@ -52,14 +53,10 @@ async def read_body(request: Request, settings: ServiceSettings) -> bytes:
                 part, more = message.get("body", b""), message.get("more_body", False)
                 size += len(part)
                 if size > settings.max_body:
-                    raise _too_large(settings)
+                    raise _too_large(settings.max_body)
                 parts.append(part)
     except TimeoutError:
-        raise ServiceError(
-            408,
-            "body_too_slow",
-            f"The request did not arrive within {settings.body_seconds:g} s.",
-        ) from None
+        raise _too_slow(settings) from None
     return b"".join(parts)
 
 
@@ -70,6 +67,32 @@ def _is_json(media_type: bytes) -> bool:
     return kind == b"application/json" or (
         kind.startswith(b"application/") and kind.endswith(b"+json")
     )
+
+
+async def body_to_file(request: Request, path: Path, settings: ServiceSettings) -> None:
+    """Writes a body that may be large to a file; no part of it may let wait for long.
+
+    Raises:
+        ServiceError: it is too large, too slow, or the client has left.
+    """
+    size, most = 0, settings.job_bytes
+    loop = asyncio.get_running_loop()
+    parts = aiter(request.stream())
+    with path.open("wb") as file:
+        while True:
+            try:
+                with _Within(settings.body_seconds):
+                    part = await anext(parts)
+            except StopAsyncIteration:
+                return
+            except ClientDisconnect:
+                raise ServiceError(499, "client_left", "The client has left.") from None
+            except TimeoutError:
+                raise _too_slow(settings) from None
+            size += len(part)
+            if size > most:
+                raise _too_large(most)
+            await loop.run_in_executor(None, file.write, part)
 
 
 class _Within:
@@ -100,12 +123,27 @@ class _Within:
             raise TimeoutError from None
 
 
-def _too_large(settings: ServiceSettings) -> ServiceError:
+def _too_large(most: int) -> ServiceError:
     return ServiceError(
-        413,
-        "body_too_large",
-        f"A request may have {settings.max_body:,} bytes: send fewer texts in each.",
+        413, "body_too_large", f"A request may have {most:,} bytes: send fewer texts in each."
     )
+
+
+def _too_slow(settings: ServiceSettings) -> ServiceError:
+    return ServiceError(
+        408,
+        "body_too_slow",
+        f"The request did not arrive within {settings.body_seconds:g} s.",
+    )
+
+
+def parsed_query(model: type[_Body], request: Request) -> _Body:
+    """The parameters of a URL as what they are to be.
+
+    Raises:
+        ServiceError: one of them is wrong, or there is no such.
+    """
+    return parsed(model, orjson.dumps(dict(request.query_params)))
 
 
 def parsed(model: type[_Body], body: bytes) -> _Body:

@@ -1,5 +1,6 @@
 """How an endpoint is described in the OpenAPI document, while its body is parsed only once."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,8 +26,8 @@ _ERRORS = {
 
 def described(body: type[BaseModel], answer: type[BaseModel] | None) -> dict[str, Any]:
     """Arguments of a route: its body is in the document, and is parsed by the endpoint."""
-    schema = body.model_json_schema(ref_template=f"#/components/schemas/{body.__name__}.{{model}}")
-    schema.pop("$defs", None)
+    schema = body.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     return {
         "response_model": answer,
         "responses": errors(),
@@ -37,6 +38,31 @@ def described(body: type[BaseModel], answer: type[BaseModel] | None) -> dict[str
             }
         },
     }
+
+
+def _inlined(part: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema that refers to nothing, as it stands outside of the document's own schemas."""
+    if isinstance(part, list):
+        return [_inlined(each, definitions) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(definitions[part["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(value, definitions) for name, value in part.items()}
+
+
+def described_upload(
+    route: dict[str, Any], options: type[BaseModel], media_types: Iterable[str]
+) -> dict[str, Any]:
+    """Arguments of a route whose body may be a file, too; then the options are in the URL."""
+    file = {"schema": {"type": "string", "format": "binary"}}
+    extra = route["openapi_extra"]
+    extra["requestBody"]["content"] |= dict.fromkeys(media_types, file)
+    extra["parameters"] = [
+        {"in": "query", "name": name, "required": False, "schema": schema}
+        for name, schema in options.model_json_schema()["properties"].items()
+    ]
+    return route
 
 
 def errors() -> dict[int | str, dict[str, Any]]:

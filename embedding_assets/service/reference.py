@@ -80,7 +80,11 @@ def _command(name: str, parameters: Iterable[_Json], kind: str, body: _Json) -> 
     """One of curl that works as it stands, but for what is in capitals."""
     method, path = name.split(" ", 1)
     path = re.sub(r"{(\w+)}", lambda found: found[1].upper(), path)
-    asked = [f"{one['name']}={one['name'].upper()}" for one in parameters if one["in"] == "query"]
+    asked = [
+        f"{one['name']}={one['name'].upper()}"
+        for one in parameters
+        if one["in"] == "query" and one.get("required")
+    ]
     path += f"?{'&'.join(asked)}" if asked else ""
     command = f"curl -s '<span class=\"base\">http://127.0.0.1:8080</span>{html.escape(path)}'"
     if method != ("POST" if kind else "GET"):  # as curl takes it to be

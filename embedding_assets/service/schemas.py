@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from embedding_assets.bulk.jobs import ResultFormat
+from resources.document_sources.formats.registry import FileFormat
+
 Role = Literal["document", "query"]
 _ROLE = 'Which of the model\'s prompts goes before it: "document", or "query" for a question.'
 _COLLECTION = "Embed as this collection does; needed only if there are several models."
@@ -60,6 +63,61 @@ class TextEmbeddings(BaseModel):
     cached_count: int
     model: str
     errors: list[TextError] = []
+
+
+class JobOptions(_Asked):
+    """How a file is embedded."""
+
+    collection: str | None = Field(default=None, description=_COLLECTION)
+    model: str | None = Field(default=None, description=_MODEL)
+    role: Role = Field(default="document", description=_ROLE)
+    id_field: str = Field(
+        default="id",
+        min_length=1,
+        description="The field with a record's id; without one it gets the number of its line.",
+    )
+    text_field: str = Field(default="text", min_length=1, description="The field with its text.")
+    result: ResultFormat = Field(default="parquet", description="How it is written.")
+
+
+class JobRequest(JobOptions):
+    """Texts to embed later, or where they are: either `texts` or a `url`."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"texts": ["one text", "another"]}]}
+    )
+
+    texts: Annotated[list[str], Field(min_length=1)] | None = None
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A file, a folder or a pattern, where the service may read it.",
+    )
+    format: FileFormat | None = Field(
+        default=None, description="Of what the URL names; by default as its ending tells."
+    )
+
+
+class EmbeddingJob(BaseModel):
+    """How far a bulk job is: `embedded` of its `records` are known, with or without a vector."""
+
+    id: str
+    state: Literal["waiting", "embedding", "done", "failed", "cancelled"]
+    collection: str
+    role: Role
+    records: int | None
+    embedded: int
+    cached: int | None
+    failed: int | None
+    message: str | None
+    created_at: str
+    result: str | None
+
+
+class EmbeddingJobs(BaseModel):
+    """Bulk jobs, the newest first."""
+
+    jobs: list[EmbeddingJob]
 
 
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]

@@ -15,6 +15,8 @@ from resources.errors import InvalidInputError, MissingPackageError, NotFoundErr
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from embedding_assets.bulk.queue import JobQueue
+
 _SWITCH_SECONDS = 0.0005
 """The event loop waits no longer for threads that calculate in Python; by default ten times as
 long."""
@@ -68,7 +70,8 @@ def serve_project(
     settings = read_service_settings()
     service = Service(available, broken, settings, environment.dagster_home)
     quotas = quotas_from_url(environment.rate_limiter)
-    app = create_app(service, Access(keys, quotas, settings.quota, service.metrics))
+    access = Access(keys, quotas, settings.quota, service.metrics)
+    app = create_app(service, access, _queue(environment.broker))
     sockets = listen(host, port)
     port = sockets[0].getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
@@ -132,6 +135,16 @@ def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"Port {port} is not for this user: take one from 1024 on, with --port N."
     return f"It cannot listen at {host}, port {port}: {error.strerror}. Choose another --host."
+
+
+def _queue(broker: str | None) -> "JobQueue | None":
+    if broker is None:
+        return None
+    try:
+        from embedding_assets.bulk.queue import project_queue
+    except ImportError as error:
+        raise MissingPackageError("EMBEDDING_BROKER", "jobs") from error
+    return project_queue()
 
 
 def _run(app: "FastAPI", sockets: list[socket.socket], drain_seconds: int) -> None:

@@ -210,6 +210,19 @@ class Service:
             field="collection",
         )
 
+    def collection_of(self, server: VectorServer) -> str:
+        """The name of a collection whose documents a server embeds.
+
+        Raises:
+            ServiceError: it only stands in for another one.
+        """
+        for name, collection in self.collections.items():
+            if self.server_of(collection.resources.embedder) is server:
+                return name
+        raise ServiceError(
+            422, "no_such_collection", "No collection has this model in the first place: name one."
+        )
+
     def collection(self, name: str, told: Callable[[str], bool] = lambda _: True) -> Collection:
         """One collection.
 

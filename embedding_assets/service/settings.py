@@ -42,6 +42,20 @@ class ServiceSettings(BaseSettings):
     drain_seconds: int = Field(
         default=30, gt=0, description="At the end, for requests that were accepted."
     )
+    job_bytes: ByteSize = Field(
+        default=ByteSize(1_000_000_000), gt=0, description="Bytes of the file of a bulk job."
+    )
+    jobs_per_client: Count = Field(
+        default=20, description="Bulk jobs of a key, or of all without keys, that have not ended."
+    )
+    job_days: float = Field(
+        default=7.0, gt=0, description="For so long a bulk job and its result are kept."
+    )
+    job_urls: str = Field(
+        default="",
+        description="What bulk jobs may read by URL: the beginnings of such URLs, each with a / at "
+        "its end, separated by commas; by default nothing.",
+    )
     memory: ByteSize | None = Field(
         default=None,
         gt=0,
@@ -55,6 +69,14 @@ class ServiceSettings(BaseSettings):
     tokens_per_minute: Count | None = Field(
         default=None, description="The same in tokens, as estimated: four bytes each."
     )
+
+    def may_read(self, url: str) -> bool:
+        """Whether bulk jobs may read what a URL names."""
+        allowed = [one.strip() for one in self.job_urls.split(",")]
+        is_plain = not any(sign in url for sign in ("..", "::", "@", "\\", "%2e", "%2E"))
+        return is_plain and any(
+            url.startswith(one) for one in allowed if one.endswith("/") and one != "/"
+        )
 
     @property
     def quota(self) -> Quota:

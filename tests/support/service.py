@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 
 from embedding_assets.api import Collection
+from embedding_assets.bulk.queue import JobQueue
 from embedding_assets.service.access import Access
 from embedding_assets.service.app import create_app
 from embedding_assets.service.keys import KeyRing
@@ -31,6 +32,7 @@ class RunningService:
         *collections: Collection,
         folder: Path,
         quotas: Quotas | None = None,
+        queue: JobQueue | None = None,
         **settings: Any,
     ) -> None:
         self.settings = ServiceSettings(**settings)
@@ -43,7 +45,7 @@ class RunningService:
             self.service.metrics,
         )
         config = uvicorn.Config(
-            create_app(self.service, access), log_config=None, timeout_graceful_shutdown=20
+            create_app(self.service, access, queue), log_config=None, timeout_graceful_shutdown=20
         )
         self._server = uvicorn.Server(config)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -121,7 +123,7 @@ class Gate:
 _gates: dict[str, Gate] = {}
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
+def wait_until(condition: Any, seconds: float = 20) -> None:
     """Waits until something is so."""
     end = time.monotonic() + seconds
     while not condition():
