@@ -1,12 +1,14 @@
 """The application: endpoints, and what is around each of them."""
 
+import inspect
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,6 +52,7 @@ def create_app(service: Service, access: Access, queue: "JobQueue | None" = None
         docs_url=None,
         redoc_url=None,
     )
+    app.router.route_class = _DirectRoute
     app.add_exception_handler(ServiceError, _failed)
     app.add_exception_handler(EmbeddingAssetsError, _failed)
     app.add_exception_handler(HTTPException, _failed)
@@ -59,6 +62,22 @@ def create_app(service: Service, access: Access, queue: "JobQueue | None" = None
     add_job_routes(app, service, access, queue)
     app.add_middleware(_Around, access=access, metrics=service.metrics)
     return app
+
+
+class _DirectRoute(APIRoute):
+    """Calls an endpoint that takes nothing but the request, without a look for what it depends on.
+
+    That would take a quarter of the time in which a vector from memory is answered.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        if [*inspect.signature(endpoint).parameters] == ["request"]:
+            self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
