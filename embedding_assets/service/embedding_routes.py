@@ -30,11 +30,13 @@ from embedding_assets.service.schemas import (
     TextEmbeddings,
 )
 from embedding_assets.service.service import Service
+from embedding_assets.service.shortening import shorten, space_asked_for
 from embedding_assets.service.vectors import VectorRequest, VectorServer
+from resources.identity.embedding_space import EmbeddingSpace
 
 SCOPE = "embed"
 _TEXTS_COUNTED_AT_ONCE = 32
-_STATUS_OF = {"empty_text": 422, "invalid_text": 422, "no_known_token": 422}
+_STATUS_OF = {"empty_text": 422, "invalid_text": 422, "no_known_token": 422, "zero_vector": 422}
 
 
 def add_embedding_routes(app: FastAPI, service: Service, access: Access) -> None:
@@ -63,7 +65,8 @@ class _EmbeddingRoutes:
         body = parsed(EmbedText, await read_body(request, self._settings))
         check_texts([body.text], "text", self._settings)
         server = self._service.server_for(body.collection, body.model)
-        asked = await self._vectors(request, server, [body.text], body.role, True)
+        space = space_asked_for(server.embedder, body.dimensions)
+        asked = await self._vectors(request, server, space, [body.text], body.role, True)
         if asked.failures:
             code, message = asked.failures[0]
             raise ServiceError(_STATUS_OF.get(code, 500), code, message, field="text")
@@ -71,7 +74,7 @@ class _EmbeddingRoutes:
             {
                 "embedding": asked.vectors[0],
                 "cached": bool(asked.cached[0]),
-                "model": server.space.model,
+                **_told(space),
             }
         )
 
@@ -81,8 +84,9 @@ class _EmbeddingRoutes:
         body = parsed(EmbedTexts, await read_body(request, self._settings))
         check_texts(body.texts, "texts", self._settings)
         server = self._service.server_for(body.collection, body.model)
+        space = space_asked_for(server.embedder, body.dimensions)
         alone = len(body.texts) == 1
-        asked = await self._vectors(request, server, body.texts, body.role, alone)
+        asked = await self._vectors(request, server, space, body.texts, body.role, alone)
         embeddings: Any = asked.vectors
         if asked.failures:
             embeddings = [
@@ -94,7 +98,7 @@ class _EmbeddingRoutes:
                 "embeddings": embeddings,
                 "count": len(body.texts) - len(asked.failures),
                 "cached_count": int(np.count_nonzero(asked.cached)),
-                "model": server.space.model,
+                **_told(space),
                 "errors": [
                     {"index": row, "code": code, "message": message}
                     for row, (code, message) in sorted(asked.failures.items())
@@ -107,17 +111,10 @@ class _EmbeddingRoutes:
         self._access.identify(request, SCOPE)
         body = parsed(OpenAIEmbeddingRequest, await read_body(request, self._settings))
         server = self._service.server_for(None, body.model)
-        if body.dimensions not in (None, server.space.dimension):
-            raise ServiceError(
-                400,
-                "dimensions_not_supported",
-                f"{server.space.model} cannot be shortened: its vectors have "
-                f"{server.space.dimension} dimensions.",
-                field="dimensions",
-            )
+        space = space_asked_for(server.embedder, body.dimensions)
         texts = _texts(body.input, self._tokenizers.of(server))
         check_texts(texts, "input", self._settings)
-        asked = await self._vectors(request, server, texts, "document", len(texts) == 1)
+        asked = await self._vectors(request, server, space, texts, "document", len(texts) == 1)
         for row, (code, message) in sorted(asked.failures.items()):
             where = f"input.{row}" if len(texts) > 1 else "input"
             raise ServiceError(400, code, f"{where}: {message}", field=where)
@@ -143,7 +140,10 @@ class _EmbeddingRoutes:
     async def models(self, request: Request) -> Response:
         """The models that are served, by name; a collection's name stands for its model, too."""
         self._access.identify(request, SCOPE)
-        names = [server.space.model for server in self._service.servers.values()]
+        service = self._service
+        named = {server.space.model: server.embedder for server in service.servers.values()}
+        for name, one in service.collections.items():
+            named[name] = service.server_of(one.resources.embedder).embedder
         return json_response(
             {
                 "object": "list",
@@ -151,10 +151,11 @@ class _EmbeddingRoutes:
                     {
                         "id": name,
                         "object": "model",
-                        "created": int(self._service.started_at),
+                        "created": int(service.started_at),
                         "owned_by": "embedding-assets",
+                        "dimensions": [embedder.space.dimension, *embedder.shorter_dimensions],
                     }
-                    for name in dict.fromkeys([*names, *self._service.collections])
+                    for name, embedder in named.items()
                 ],
             }
         )
@@ -163,6 +164,7 @@ class _EmbeddingRoutes:
         self,
         request: Request,
         server: VectorServer,
+        space: EmbeddingSpace,
         texts: Sequence[str],
         role: Role,
         is_question: bool,
@@ -170,11 +172,16 @@ class _EmbeddingRoutes:
         await self._access.take(request, texts)
         asked = server.ask(texts, role, is_question=is_question)
         await answered(server, asked, request, seconds_left(request, self._settings))
+        shorten(asked, space)
         cached = int(np.count_nonzero(asked.cached))
         self._service.metrics.texts_answered(
             request.scope["route"].path, cached, len(texts) - cached - len(asked.failures)
         )
         return asked
+
+
+def _told(space: EmbeddingSpace) -> dict[str, Any]:
+    return {"model": space.model, "dimensions": space.dimension, "space": space.id}
 
 
 class _Tokenizers:

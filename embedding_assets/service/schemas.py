@@ -10,6 +10,10 @@ from resources.document_sources.formats.registry import FileFormat
 Role = Literal["document", "query"]
 _ROLE = 'Which of the model\'s prompts goes before it: "document", or "query" for a question.'
 _COLLECTION = "Embed as this collection does; needed only if there are several models."
+_DIMENSIONS = (
+    "Cuts the vectors to their first so many values, of norm 1 again, where the model can be "
+    "shortened; GET /v1/models says to what. By default they are whole."
+)
 _MODEL = "A model's name, a collection's, or the id of an embedding space."
 
 
@@ -24,6 +28,7 @@ class EmbedText(_Asked):
     role: Role = Field(default="document", description=_ROLE)
     collection: str | None = Field(default=None, description=_COLLECTION)
     model: str | None = Field(default=None, description=_MODEL)
+    dimensions: int | None = Field(default=None, gt=0, description=_DIMENSIONS)
 
 
 class EmbedTexts(_Asked):
@@ -33,17 +38,21 @@ class EmbedTexts(_Asked):
     role: Role = Field(default="document", description=_ROLE)
     collection: str | None = Field(default=None, description=_COLLECTION)
     model: str | None = Field(default=None, description=_MODEL)
+    dimensions: int | None = Field(default=None, gt=0, description=_DIMENSIONS)
 
 
 class TextEmbedding(BaseModel):
     """Its vector.
 
-    `cached`: the model did not have to work for it.
+    `cached`: the model did not have to work for it. `space`: only vectors of the same one can be
+    compared.
     """
 
     embedding: list[float]
     cached: bool
     model: str
+    dimensions: int
+    space: str
 
 
 class TextError(BaseModel):
@@ -62,6 +71,8 @@ class TextEmbeddings(BaseModel):
     count: int
     cached_count: int
     model: str
+    dimensions: int
+    space: str
     errors: list[TextError] = []
 
 
@@ -137,7 +148,7 @@ class OpenAIEmbeddingRequest(BaseModel):
         examples=["one text"],
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(default=None, gt=0)
+    dimensions: int | None = Field(default=None, gt=0, description=_DIMENSIONS)
     user: str | None = None
 
 

@@ -3,16 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import dagster as dg
 import numpy as np
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from resources.embedders.pricing import FREE, Price
 from resources.identity.embedding_space import EmbeddingSpace
 
 Role = Literal["document", "query"]
+
+ShorterDimensions = list[Annotated[int, Field(ge=1)]]
+"""Lengths to which vectors may be cut: their first values, brought to norm 1 again."""
 
 HARMLESS_TEXT = "A short text that every model can embed."
 """Tells whether other texts are at fault, or the embedder."""
@@ -48,6 +52,15 @@ class Embedder(dg.ConfigurableResource, ABC):
     @abstractmethod
     def space(self) -> EmbeddingSpace:
         """The space of all vectors that `embed` returns."""
+
+    @property
+    def shorter_dimensions(self) -> Sequence[int]:
+        """Lengths to which vectors of the model may be cut (Matryoshka), the longest first.
+
+        Somebody has said so: that a model was not trained for it shows in no vector, only in what
+        is found.
+        """
+        return ()
 
     @property
     @abstractmethod

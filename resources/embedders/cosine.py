@@ -26,3 +26,13 @@ def least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
         norms = np.linalg.norm(ours.astype(np.float64), axis=1)
         cosines = products / (norms * np.linalg.norm(theirs.astype(np.float64), axis=1))
     return float(np.nan_to_num(cosines, nan=-1.0, posinf=-1.0).min(initial=1.0))
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of shape (n, dimension) with norm 1, in float32.
+
+    One that is zero, or not finite, is not finite afterwards.
+    """
+    with np.errstate(all="ignore"):
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        return (vectors / norms).astype(np.float32)

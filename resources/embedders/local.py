@@ -47,6 +47,10 @@ class LocalEmbedder(LocalSettings, Embedder):
         return self._space
 
     @property
+    def shorter_dimensions(self) -> Sequence[int]:
+        return self._files.shorter_dimensions(self.matryoshka_dimensions)
+
+    @property
     def special_tokens(self) -> int:
         return self._files.special_tokens
 
@@ -98,6 +102,7 @@ class LocalEmbedder(LocalSettings, Embedder):
 
     @cached_property
     def _space(self) -> EmbeddingSpace:
+        self._files.shorter_dimensions(self.matryoshka_dimensions)  # said before any text is sent
         return self._files.space(FileHashes(self._cache / "file_hashes.json"))
 
     @cached_property

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from resources.embedders.base import ShorterDimensions
 from resources.embedders.local_model.model_files import DEFAULT_MODEL
 
 CPU_BATCH_TOKENS = 768
@@ -39,6 +40,11 @@ class LocalSettings(BaseModel):
     )
     query_prompt: str | None = Field(
         default=None, description="Text put before each query; by default the model's own."
+    )
+    matryoshka_dimensions: ShorterDimensions | None = Field(
+        default=None,
+        description="Lengths to which the service may cut the vectors, of a model that was trained "
+        "for it; by default what the model's own config.json says. What is stored stays whole.",
     )
     batch_tokens: int | None = Field(
         default=None,

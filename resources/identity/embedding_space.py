@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,11 @@ class EmbeddingSpace:
         if self.weights:
             del identity["model"]
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+    def shortened(self, dimension: int) -> "EmbeddingSpace":
+        """The space of the first values of these vectors, so many, brought to norm 1 again."""
+        details = json.loads(self.details) | {"shortened_from": self.dimension}
+        return replace(self, dimension=dimension, normalized=True, details=canonical_json(details))
 
     def to_json(self) -> str:
         return canonical_json(asdict(self))

@@ -35,7 +35,9 @@ def pipeline(folder: Path, **fields: Any) -> Pipeline:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Pipeline:
     """A collection with the default model, in fp32."""
-    embedder = LocalEmbedder(model_cache=str(model_cache), precision="fp32")
+    embedder = LocalEmbedder(
+        model_cache=str(model_cache), precision="fp32", matryoshka_dimensions=[64, 128]
+    )
     made = pipeline(tmp_path_factory.mktemp("built"), embedder=embedder)
     made.run()
     return made
@@ -102,6 +104,10 @@ def test_openais_own_client_gets_the_same_vectors_in_each_form(
     assert (embedded(tokens) == expected).all()
     assert (embedded(tokens[0]) == expected[:1]).all()
     assert (embedded(texts, dimensions=384) == expected).all()
+    for length in (128, 64):
+        cut = expected[:, :length]
+        cut = cut / np.linalg.norm(cut.astype(np.float64), axis=1, keepdims=True)
+        assert (embedded(texts, dimensions=length) == cut.astype(np.float32)).all()
     usage = client.embeddings.create(model="corpus", input=texts).usage
     assert usage.total_tokens == usage.prompt_tokens == sum(len(one) + 2 for one in tokens)
 

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ _OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*"] + [
 _IDLE_CONFIG_KEYS = {
     "_name_or_path", "_attn_implementation_autoset", "architectures", "auto_map", "dtype",
     "finetuning_task", "gradient_checkpointing", "id2label", "initializer_factor",
-    "initializer_range", "label2id",
+    "initializer_range", "is_matryoshka", "label2id", "matryoshka_dimensions",
     "problem_type", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
@@ -311,6 +311,26 @@ class ModelFiles:
     def truncate_dim(self) -> int | None:
         """The leading values of each vector that the model's own settings keep (Matryoshka)."""
         return self._settings.get("truncate_dim")
+
+    def shorter_dimensions(self, declared: Sequence[int] | None) -> list[int]:
+        """Lengths to which vectors may be cut, the longest first.
+
+        Args:
+            declared: by the user; None: what the model's config.json says, under the name by which
+                vLLM reads it.
+
+        Raises:
+            SettingsError: one is not less than the dimension.
+        """
+        if declared is None:
+            own = self._transformer_config.get("matryoshka_dimensions") or ()
+            declared = [int(each) for each in own if 0 < int(each) < self.dimension]
+        if (longest := max(declared, default=0)) >= self.dimension:
+            raise SettingsError(
+                f"matryoshka_dimensions must be less than the {self.dimension} dimensions of "
+                f"'{self.name}', got {longest}."
+            )
+        return sorted({*declared}, reverse=True)
 
     @cached_property
     def token_limit(self) -> int:

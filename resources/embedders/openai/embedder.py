@@ -13,6 +13,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from resources.embedders.base import Embedder, EmbeddingBatch, Role
+from resources.embedders.cosine import normalized
 from resources.embedders.openai.requests import Requests, TooManyTextsError
 from resources.embedders.openai.settings import OpenAISettings
 from resources.embedders.openai.token_estimate import estimating_tokenizer
@@ -42,6 +43,10 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
     @property
     def space(self) -> EmbeddingSpace:
         return self._space
+
+    @property
+    def shorter_dimensions(self) -> Sequence[int]:
+        return sorted({*self.matryoshka_dimensions}, reverse=True)
 
     @property
     def special_tokens(self) -> int:
@@ -88,7 +93,7 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
             except EmbeddingError as error:
                 error.dollars += dollars
                 raise
-            vectors[batch] = _normalized(found.vectors)
+            vectors[batch] = normalized(found.vectors)
             tokens[batch] = _shared_out(found.tokens, counts[batch])
             dollars += cost
         truncated = np.array([cut for _, _, cut in fitted], dtype=np.int32)
@@ -212,13 +217,6 @@ class OpenAIEmbedder(OpenAISettings, Embedder):
         if start < texts.stop:
             packed.append(slice(start, texts.stop))
         return packed
-
-
-def _normalized(vectors: np.ndarray) -> np.ndarray:
-    """Norm 1, as OpenAI's are and other servers' may not be; what is not finite stays so."""
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        return (vectors / norms).astype(np.float32)
 
 
 def _shared_out(total: int | None, counts: Sequence[int]) -> np.ndarray:

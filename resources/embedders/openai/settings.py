@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from resources.embedders.base import ShorterDimensions
 from resources.embedders.openai.models import OPENAI_DIMENSIONS, OPENAI_KEY, OPENAI_URL
 
 
@@ -27,6 +28,11 @@ class OpenAISettings(BaseModel):
         ge=1,
         description="Length of the vectors, which the server is asked for; where it knows no such "
         "parameter, what it answers with. OpenAI's models have a default.",
+    )
+    matryoshka_dimensions: ShorterDimensions = Field(
+        default=[],
+        description="Lengths to which the service may cut the vectors, of a model that was trained "
+        "for it. What is stored stays whole.",
     )
     api_key_env: str | None = Field(
         default=None,
@@ -132,6 +138,11 @@ class OpenAISettings(BaseModel):
         if self.dimensions and most and self.dimensions > most:
             raise ValueError(
                 f"{self.known_as} has at most {most} dimensions, got {self.dimensions}"
+            )
+        if (longest := max(self.matryoshka_dimensions, default=0)) >= self.dimension:
+            raise ValueError(
+                f"matryoshka_dimensions must be less than the {self.dimension} dimensions of "
+                f"{self.known_as}'s vectors, got {longest}"
             )
         return self
 

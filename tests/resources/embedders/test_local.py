@@ -32,7 +32,7 @@ from resources.embedders.local_model.token_batches import (
     token_batches,
 )
 from resources.embedders.local_model.torch_model import TorchModel
-from resources.errors import EmbeddingError, ModelError, TextError
+from resources.errors import EmbeddingError, ModelError, SettingsError, TextError
 from tests.support.checkout import PROJECT
 from tests.support.data import XQUAD, json_lines, snapshot
 from tests.support.models import (
@@ -808,3 +808,31 @@ def test_incomplete_folder_is_no_compiled_model(tmp_path):
     assert Manifest.read(tmp_path) is None
     (tmp_path / "model.bin").write_bytes(b"123")
     assert Manifest.read(tmp_path) == Manifest(sizes={"model.bin": 3})
+
+
+# --- Shortened vectors ----------------------------------------------------------------------------
+
+
+def test_lengths_to_cut_to_are_those_that_the_user_or_the_model_declares(tmp_path):
+    folder = save_model(tmp_path / "model")
+    undeclared = LocalEmbedder(model=str(folder), model_cache=str(tmp_path))
+    assert list(undeclared.shorter_dimensions) == []
+    config = folder / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"matryoshka_dimensions": [8, 16, 32]})
+    )
+    by_model = LocalEmbedder(model=str(folder), model_cache=str(tmp_path))
+    by_user = by_model.model_copy(update={"matryoshka_dimensions": [4, 30]})
+    assert list(by_model.shorter_dimensions) == [16, 8]
+    assert list(by_user.shorter_dimensions) == [30, 4]
+    # What is stored is whole, so that nothing is embedded again.
+    assert undeclared.space == by_model.space == by_user.space
+
+
+def test_length_to_cut_to_must_be_less_than_the_models(tmp_path):
+    folder = save_model(tmp_path / "model")
+    embedder = LocalEmbedder(
+        model=str(folder), model_cache=str(tmp_path), matryoshka_dimensions=[8, 32]
+    )
+    with pytest.raises(SettingsError, match=r"less than the 32 dimensions of .*, got 32"):
+        _ = embedder.space

@@ -713,7 +713,7 @@ def test_settings_make_the_embedder() -> None:
     assert plain["corpus_embedder"].space.dimension == 3072
     given: dict[str, Any] = {
         "revision": "main", "max_tokens": 128, "batch_tokens": 512,
-        "document_prompt": "passage: ", "query_prompt": "query: ",
+        "document_prompt": "passage: ", "query_prompt": "query: ", "matryoshka_dimensions": [64],
     }  # fmt: skip
     local = collection_resources(settings(**given))["corpus_embedder"]
     assert isinstance(local, LocalEmbedder)
@@ -729,6 +729,11 @@ def test_settings_make_the_embedder() -> None:
         ({"provider": "openai", "model": "own"}, "how long are the vectors"),
         ({"provider": "openai", "model": MODEL, "device": "cuda"}, "on this machine .*: device"),
         ({"provider": "openai", "model": MODEL, "dimensions": 9999}, "at most 1536"),
+        (
+            {"provider": "openai", "model": MODEL, "matryoshka_dimensions": [256, 1536]},
+            "less than the 1536 dimensions of .* got 1536",
+        ),
+        ({"matryoshka_dimensions": [0]}, "greater than or equal to 1"),
         ({"provider": "openai", "model": MODEL, "api_key": "x"}, "not permitted"),
         ({"batch_tokens": 0}, "greater than or equal to 1"),
         ({"provider": "azure"}, "'local' or 'openai'"),
@@ -737,6 +742,15 @@ def test_settings_make_the_embedder() -> None:
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         settings(**given)
+
+
+def test_to_what_vectors_may_be_cut_changes_nothing_that_is_stored(tmp_path: Path) -> None:
+    whole, cut = (
+        embedder("http://127.0.0.1/v1", tmp_path, matryoshka_dimensions=lengths)
+        for lengths in ([], [2, 3])
+    )
+    assert whole.space == cut.space
+    assert list(cut.shorter_dimensions) == [3, 2]
 
 
 @pytest.mark.parametrize("url", ["http://user:secret@host/v1", "http://host/v1?api-key=1", "host"])
