@@ -70,22 +70,35 @@ def nearest_chunks(
     for index, embedders in asked.items():
         for space in (embedder.space for embedder in embedders):
             hits = index.resources.store.search(
-                index.collection, space, vectors[space], k, exact=exact
+                index.collection,
+                space,
+                vectors[space],
+                k,
+                exact=exact,
+                not_partitions=index.not_partitions,
             )
             found.setdefault(space, []).extend(hits)
     rankings = [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found.values()]
-    by_id = {hit.chunk_id: hit for ranking in rankings for hit in ranking}
+    # A chunk that two spaces have is told of as the first has it.
+    by_id = {hit.chunk_id: hit for ranking in reversed(rankings) for hit in ranking}
     fused = fuse_rankings([[hit.chunk_id for hit in ranking] for ranking in rankings])
-    collections = [index.collection for index in asked]
+    collections = list(dict.fromkeys(index.collection for index in asked))
     return Hits((by_id[chunk] for chunk in fused[:k]), list(found), collections)
 
 
 @dataclass(frozen=True, eq=False)
 class IndexReader:
-    """A collection's index, in all the embedding spaces in which it has rows."""
+    """A collection's index, in all the embedding spaces in which it has rows.
+
+    Attributes:
+        collection: its name.
+        resources: its embedders and its store.
+        not_partitions: those in whose rows nothing is searched: they are elsewhere.
+    """
 
     collection: str
     resources: CollectionResources
+    not_partitions: Sequence[str] = ()
 
     def search(self, text: str, k: int, *, exact: bool = False) -> Hits:
         """The k chunks nearest to a text, best first, as `search_indexes` finds them."""

@@ -194,6 +194,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
         k: int,
         *,
         exact: bool = False,
+        not_partitions: Sequence[str] = (),
     ) -> list[SearchHit]:
         """The k chunks most similar to the query vector, best first.
 
@@ -204,6 +205,7 @@ class VectorStore(dg.ConfigurableResource, ABC):
             k: how many hits.
             exact: compare with every row; otherwise a large table may miss some of the best, though
                 never give a wrong score.
+            not_partitions: whose rows are not looked at.
 
         Raises:
             NoIndexError: there is no such table yet.

@@ -231,10 +231,14 @@ class LanceDBVectorStore(VectorStore):
         k: int,
         *,
         exact: bool = False,
+        not_partitions: Sequence[str] = (),
     ) -> list[SearchHit]:
 
         def ask(table: Any) -> list[dict[str, Any]]:
-            rows = _nearest(table, vector, k, _HIT_COLUMNS, exact=exact).to_pylist()
+            found = _nearest(
+                table, vector, k, _HIT_COLUMNS, exact=exact, not_partitions=not_partitions
+            )
+            rows = found.to_pylist()
             _complete(table, collection, rows)
             return rows
 
@@ -419,7 +423,7 @@ def _scanned(
     if partitions is not None:
         condition = f"partition IN ({_literals(partitions)})"
     elif not_partitions is not None and len(not_partitions):
-        condition = f"partition NOT IN ({_literals(not_partitions)})"  # never true of null
+        condition = _outside(not_partitions)
     return table.search().select(list(columns)).where(condition).to_batches()
 
 
@@ -430,6 +434,7 @@ def _nearest(
     columns: Sequence[str],
     *,
     exact: bool,
+    not_partitions: Sequence[str] = (),
 ) -> pa.Table:
     """Columns and `_distance` of the k rows nearest to each vector, with `query_index` if many."""
     query = (
@@ -438,6 +443,8 @@ def _nearest(
         .select([*columns, "_distance"])
         .limit(k)
     )
+    if not_partitions:
+        query = query.where(_outside(not_partitions), prefilter=True)
     if exact:
         query = query.bypass_vector_index()
     else:
@@ -519,6 +526,11 @@ _TABLE_NAME = re.compile("(.+)__[0-9a-f]{16}")
 
 def _table_name(collection: str, space: EmbeddingSpace) -> str:
     return f"{collection}__{space.id}"
+
+
+def _outside(partitions: Sequence[str]) -> str:
+    """A condition, which is never true of null."""
+    return f"partition NOT IN ({_literals(partitions)})"
 
 
 def _literals(values: Sequence[str]) -> str:

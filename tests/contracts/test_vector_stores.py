@@ -318,6 +318,20 @@ def test_search_returns_all_rows_where_there_are_fewer_than_asked_for(store):
     assert store.search(NAME, SPACE, fake_vector("x", 16), 10) == []
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_search_passes_over_the_rows_of_partitions_named(store, exact):
+    named = {"p0": ids(*range(100)), "o'p": ids(*range(100, 200)), "p2": ids(*range(200, 203))}
+    store.replace(NAME, SPACE, reader(*(batch(chunks, name) for name, chunks in named.items())))
+    query = fake_vector("query", 16)
+    every = store.search(NAME, SPACE, query, 203, exact=exact)
+    for left_out in ([], ["p0"], ["p0", "o'p", "none"], [*named]):
+        hits = store.search(NAME, SPACE, query, 3, exact=exact, not_partitions=left_out)
+        wanted = [hit for hit in every if hit.partition not in left_out][:3]
+        assert [(hit.chunk_id, hit.score) for hit in hits] == [
+            (hit.chunk_id, hit.score) for hit in wanted
+        ]
+
+
 def test_search_without_a_table_says_what_to_materialize(store):
     with pytest.raises(NotFoundError, match="embedding-assets build corpus"):
         store.search(NAME, SPACE, fake_vector("x", 16), 3)
