@@ -8,8 +8,10 @@ files at once; of an error that is no mistake in YAML they show where in the cod
 import logging
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -123,18 +125,24 @@ def project_definitions(around: Path | None = None) -> dg.Definitions:
         YamlMistakeError: there are some, and a command looks for them.
     """
     project = read_environment(around).project
-    folder = _found(project).defs_module_path
-    written = frozenset(
-        (str(file), status.st_mtime_ns, status.st_size, status.st_ino)
-        for file in folder.rglob("*")
-        if file.is_file() and file.suffix != ".pyc" and (status := file.stat())
-    )
+    written = written_definitions(project)
     variables = {
         (name, value)
         for name, value in os.environ.items()
         if not name.startswith(_OF_LIBRARIES)  # which are set when a run first needs them
     }
     return _definitions(project, written, frozenset(variables))
+
+
+def written_definitions(project: Path) -> frozenset[Any]:
+    """What stands under a project's `defs/`: something else once a file has changed."""
+    found = set()
+    for file in _found(project).defs_module_path.rglob("*"):
+        with suppress(FileNotFoundError):  # it is just being replaced
+            status = file.stat()
+            if stat.S_ISREG(status.st_mode) and file.suffix != ".pyc":
+                found.add((str(file), status.st_mtime_ns, status.st_size, status.st_ino))
+    return frozenset(found)
 
 
 @lru_cache(maxsize=1)

@@ -169,9 +169,10 @@ class _EmbeddingRoutes:
         role: Role,
         is_question: bool,
     ) -> VectorRequest:
-        await self._access.take(request, texts)
-        asked = server.ask(texts, role, is_question=is_question)
-        await answered(server, asked, request, seconds_left(request, self._settings))
+        with server.in_use():
+            await self._access.take(request, texts)
+            asked = server.ask(texts, role, is_question=is_question)
+            await answered(server, asked, request, seconds_left(request, self._settings))
         shorten(asked, space)
         cached = int(np.count_nonzero(asked.cached))
         self._service.metrics.texts_answered(

@@ -1,9 +1,12 @@
 """What is measured of the service, as Prometheus names it: base units, and counters to divide."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from resources.identity.embedding_space import EmbeddingSpace
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -59,6 +62,16 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"embedding_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def has_model(self, space: EmbeddingSpace, kind: str) -> None:
+        """A model is loaded."""
+        told = {"model": space.model, "dimension": str(space.dimension), "kind": kind}
+        self.model.labels(space.id).info(told)
+
+    def forget_model(self, space: str) -> None:
+        """It is served no more."""
+        with suppress(KeyError):  # it never was
+            self.model.remove(space)
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Counts an answer."""

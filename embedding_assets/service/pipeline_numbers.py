@@ -35,7 +35,7 @@ class PipelineNumbers(Collector):
             collections: those that are served.
             home: Dagster's; where there is none, only the stores are asked.
         """
-        self._collections = list(collections)
+        self.collections = list(collections)
         self._home = home
         self._looked_at = -math.inf
         self._found: list[Metric] = []
@@ -61,7 +61,7 @@ class PipelineNumbers(Collector):
 
     def _families(self) -> Iterator[Metric]:
         chunks = _gauge("chunks", "In the index, of all spaces.")
-        for one in self._collections:
+        for one in self.collections:
             store, embedders = one.resources.store, one.resources.embedders
             chunks.add_metric([one.name], sum(store.count(one.name, e.space) for e in embedders))
         yield chunks
@@ -73,7 +73,7 @@ class PipelineNumbers(Collector):
 
     def _of_runs(self, instance: dg.DagsterInstance) -> Iterator[Metric]:
         runs = {}
-        for one in self._collections:
+        for one in self.collections:
             if run := _last_run(instance, dg.AssetKey([one.name, "embeddings"])):
                 runs[one.name] = run
         for name, text, value in (
@@ -93,7 +93,7 @@ class PipelineNumbers(Collector):
 
     def _of_checks(self, instance: dg.DagsterInstance) -> Metric:
         family = _gauge("check_passed", "Its last result.", "asset", "check", "severity")
-        for one in self._collections:
+        for one in self.collections:
             assets = collection_definitions(one.settings).assets or ()
             keys = [
                 spec.key

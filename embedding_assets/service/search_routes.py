@@ -8,8 +8,10 @@ import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from embedding_assets.api import Collection
 from embedding_assets.retrieval.hits import Hits
 from embedding_assets.retrieval.passages import Excerpts
+from embedding_assets.retrieval.search import nearest_chunks
 from embedding_assets.service.access import Access
 from embedding_assets.service.errors import ServiceError
 from embedding_assets.service.http import (
@@ -20,6 +22,7 @@ from embedding_assets.service.http import (
     read_body,
     seconds_left,
 )
+from embedding_assets.service.index_spaces import Readers
 from embedding_assets.service.openapi import described, errors
 from embedding_assets.service.schemas import Found, SearchQueries, SearchQuery
 from embedding_assets.service.service import Service
@@ -78,8 +81,8 @@ class _SearchRoutes:
         self._access.identify(request)
         listed = await self._service.in_thread(
             lambda: [
-                _described(self._service, name)
-                for name in self._service.collections
+                _described(self._service, one)
+                for name, one in self._service.collections.items()
                 if self._access.may(request, f"{SCOPE}:{name}")
             ]
         )
@@ -91,17 +94,19 @@ class _SearchRoutes:
         """A document as it is in the index: its chunks in order, which may overlap."""
         self._access.identify(request, f"{SCOPE}:{name}")
         await self._access.take(request, [])
-        self._collection(request, name)
-        shown = await self._service.in_thread(lambda: _document(self._service, name, id))
+        collection = self._collection(request, name)
+        shown = await self._service.in_thread(lambda: _document(self._service, collection, id))
         if shown is None:
             raise ServiceError(
                 404, "document_not_found", f"'{name}' has no such document.", field="id"
             )
         return json_response(shown)
 
-    def _collection(self, request: Request, name: str) -> None:
+    def _collection(self, request: Request, name: str) -> Collection:
         """Raises ServiceError if there is no such; it names those that the key may search."""
-        self._service.collection(name, lambda one: self._access.may(request, f"{SCOPE}:{one}"))
+        return self._service.collection(
+            name, lambda one: self._access.may(request, f"{SCOPE}:{one}")
+        )
 
     async def _found(self, request: Request, query: SearchQuery, names: Sequence[str]) -> Response:
         began = time.perf_counter()
@@ -119,7 +124,7 @@ class _SearchRoutes:
         }
         vectors = await self._question(request, query.query, servers)
         embedded = time.perf_counter()
-        hits = await self._service.nearest(asked, vectors, query.k, exact=query.exact)
+        hits = await self._nearest(asked, vectors, query)
         searched = time.perf_counter()
         self._service.metrics.store_seconds.observe(searched - embedded)
         seconds = {
@@ -143,6 +148,29 @@ class _SearchRoutes:
             for code, message in one.failures.values():
                 raise ServiceError(422, code, message, field="query")
         return {space: one.vectors[0] for space, one in asked.items()}
+
+    async def _nearest(
+        self, asked: Readers, vectors: Mapping[str, np.ndarray], query: SearchQuery
+    ) -> Hits:
+        """The chunks nearest to a question whose vectors are there, by id of the space."""
+        by_space = {
+            embedder.space: vectors[embedder.space.id]
+            for embedders in asked.values()
+            for embedder in embedders
+        }
+
+        def find(asked: Readers) -> Hits:
+            return nearest_chunks(asked, by_space, query.k, exact=query.exact)
+
+        try:
+            return await self._service.in_thread(lambda: find(asked))
+        except NoIndexError:
+            served = {id(one.resources) for one in self._service.collections.values()}
+            own = {index: some for index, some in asked.items() if id(index.resources) in served}
+            if len(own) in (0, len(asked)):
+                raise
+            # The table of a former model has just been dropped.
+            return await self._service.in_thread(lambda: find(own))
 
 
 def _as_json(question: str, hits: Hits, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -172,35 +200,34 @@ def _as_json(question: str, hits: Hits, seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def _described(service: Service, name: str) -> dict[str, Any]:
-    collection = service.collections[name]
-    store = collection.resources.store
-    spaces = [embedder.space for embedder in collection.resources.embedders]
-    try:
-        chunks = sum(store.count(name, space) for space in spaces)
-        built = collection.index.is_built
-    except NoIndexError:
-        chunks, built = 0, False
+def _described(service: Service, collection: Collection) -> dict[str, Any]:
+    store, name = collection.resources.store, collection.name
+    own = [embedder.space for embedder in collection.resources.embedders]
+    former = [index.space for index in service.spaces.former(name)]
+    chunks = sum(store.count(name, space) for space in own)
     return {
         "name": name,
-        "built": built,
-        "chunks": chunks,
-        "models": list(dict.fromkeys(space.model for space in spaces)),
+        "built": service.spaces.is_built(collection),
+        "chunks": chunks or sum(store.count(name, space) for space in former),
+        "models": list(dict.fromkeys(space.model for space in (*own, *former))),
     }
 
 
-def _document(service: Service, name: str, document_id: str) -> dict[str, Any] | None:
-    collection = service.collections[name]
-    store = collection.resources.store
-    for embedder in collection.resources.embedders:
+def _document(service: Service, collection: Collection, document_id: str) -> dict[str, Any] | None:
+    store, name = collection.resources.store, collection.name
+    places = [(embedder.space, frozenset[str]()) for embedder in collection.resources.embedders]
+    places += [(former.space, former.superseded) for former in service.spaces.former(name)]
+    for space, not_partitions in places:
         rows: list[dict[str, Any]] = []
         while len(rows) % _CHUNKS_AT_ONCE == 0:
             numbers = range(len(rows), len(rows) + _CHUNKS_AT_ONCE)
             ids = [chunk_id(name, document_id, number) for number in numbers]
-            page = store.rows(name, embedder.space, ids, (*_COLUMNS, *_OF_DOCUMENT)).to_pylist()
+            page = store.rows(name, space, ids, (*_COLUMNS, *_OF_DOCUMENT)).to_pylist()
             rows += sorted(page, key=lambda row: row["chunk_number"])
             if len(page) < _CHUNKS_AT_ONCE:
                 break
+        if rows and rows[0]["partition"] in not_partitions:
+            continue
         if rows:
             first = rows[0]
             return {

@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embedding_assets.collection.environment import read_environment
@@ -15,6 +16,7 @@ from resources.errors import InvalidInputError, MissingPackageError, NotFoundErr
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from embedding_assets.api import Collection
     from embedding_assets.bulk.queue import JobQueue
 
 _SWITCH_SECONDS = 0.0005
@@ -52,12 +54,16 @@ def serve_project(
         raise MissingPackageError("`embedding-assets serve`", "service") from error
     import embedding_assets as ea
     from embedding_assets.api import loaded
+    from embedding_assets.project import written_definitions
     from embedding_assets.service.keys import FILE_NAME, KeyRing
+    from embedding_assets.service.project_watch import ProjectWatch
     from embedding_assets.service.service import Service
     from embedding_assets.service.settings import read_service_settings
     from resources.limits.from_url import quotas_from_url
 
     environment = read_environment()
+    look = partial(written_definitions, environment.project)
+    written = look()
     available, broken = loaded()
     if names:
         available, broken = {name: ea.open(name) for name in names}, []
@@ -69,6 +75,8 @@ def serve_project(
     check_address(host, has_keys=keys.any)
     settings = read_service_settings()
     service = Service(available, broken, settings, environment.dagster_home)
+    watch = ProjectWatch(service, lambda: _named(loaded(), names), look, since=written)
+    service.watch = watch.run
     quotas = quotas_from_url(environment.rate_limiter)
     access = Access(keys, quotas, settings.quota, service.metrics)
     app = create_app(service, access, _queue(environment.broker))
@@ -145,6 +153,14 @@ def _queue(broker: str | None) -> "JobQueue | None":
     except ImportError as error:
         raise MissingPackageError("EMBEDDING_BROKER", "jobs") from error
     return project_queue()
+
+
+def _named(
+    found: "tuple[dict[str, Collection], list[str]]", names: Sequence[str]
+) -> "tuple[dict[str, Collection], list[str]]":
+    """The collections of these names; none: all."""
+    collections, broken = found
+    return {name: one for name, one in collections.items() if not names or name in names}, broken
 
 
 def _run(app: "FastAPI", sockets: list[socket.socket], drain_seconds: int) -> None:

@@ -2,57 +2,30 @@
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from embedding_assets.api import Collection
-from embedding_assets.retrieval.hits import Hits
-from embedding_assets.retrieval.search import IndexReader, nearest_chunks
+from embedding_assets.retrieval.search import IndexReader
 from embedding_assets.service.batching import QueueLimits
 from embedding_assets.service.errors import ServiceError
+from embedding_assets.service.index_spaces import IndexSpaces, spaces_of
 from embedding_assets.service.metrics import Metrics
 from embedding_assets.service.pipeline_numbers import PipelineNumbers
 from embedding_assets.service.settings import ServiceSettings
 from embedding_assets.service.vectors import VectorServer
-from resources.caches.duckdb_file import CacheLockedError
 from resources.caches.memory import VectorMemory
 from resources.embedders.base import Embedder
 from resources.machine import machine
-from resources.vector_stores.base import NoIndexError
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _MEMORY_SHARE = 20
-_SECONDS_OF_SPACES, _SECONDS_OF_PARTS = 1.0, 1.0
-"""For so long the spaces in which a collection has rows, and what works, are taken to stay so."""
 _SECONDS_BETWEEN_LOADS = 5.0
-_PATIENCE = 5.0
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something that must work for the service to work.
-
-    Attributes:
-        ok: whether it does.
-        seconds: that it took to answer.
-        reason: why it does not work.
-        needed: whether the service is not ready without it; a fallback's model that no index has
-            rows of is not.
-    """
-
-    ok: bool
-    seconds: float
-    reason: str | None = None
-    needed: bool = True
 
 
 class Service:
@@ -83,20 +56,18 @@ class Service:
             self.metrics.registry.register(self.pipeline)
         self.started_at = time.time()
         self.servers: dict[str, VectorServer] = {}
-        memory = VectorMemory(settings.memory or machine().memory // _MEMORY_SHARE)
-        limits = QueueLimits(settings.queue_texts, settings.queue_tokens, settings.queue_seconds)
+        self.spaces = IndexSpaces()
+        self.notes: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.watch: Callable[[], Awaitable[None]] | None = None
+        self._memory = VectorMemory(settings.memory or machine().memory // _MEMORY_SHARE)
+        self._limits = QueueLimits(
+            settings.queue_texts, settings.queue_tokens, settings.queue_seconds
+        )
         for collection in self.collections.values():
-            for embedder in collection.resources.embedders:
-                if embedder.space.id not in self.servers:
-                    cache = collection.resources.cache
-                    self.servers[embedder.space.id] = VectorServer(
-                        embedder, cache, memory, limits, self.metrics
-                    )
+            self._add_servers(collection)
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._looking: asyncio.Task[object] | None = None
-        self._failures: dict[str, str] = {}
-        self._asked: dict[str, tuple[float, Sequence[Embedder]]] = {}
-        self._parts: tuple[float, dict[str, Part]] = (-math.inf, {})
+        self._tasks: list[asyncio.Future[Any]] = []
         self._threads = ThreadPoolExecutor(2 * machine().cores, thread_name_prefix="store")
 
     # --- Life -------------------------------------------------------------------------------------
@@ -109,39 +80,98 @@ class Service:
         """
         for collection in self.collections.values():
             self.server_of(collection.resources.embedder)
-        self._looking = asyncio.create_task(
-            self._ask_parts()
-        )  # which indexes have rows of a fallback
+        self._tasks.append(asyncio.ensure_future(self._look_at_all()))
+        if self.watch is not None:
+            self._tasks.append(asyncio.ensure_future(self.watch()))
 
-    async def _load(self, space: str, server: VectorServer) -> None:
-        self._failures.pop(space, None)
-        self.metrics.model.labels(space).info(
-            {
-                "model": server.space.model,
-                "dimension": str(server.space.dimension),
-                "kind": server.embedder.kind,
-            }
-        )
+    async def _look_at_all(self) -> None:
+        """Finds the indexes that have rows of a fallback."""
+        looks = [
+            self.in_thread(lambda one=one: self.spaces.ask(one))
+            for one in self.collections.values()
+        ]
+        await asyncio.gather(*looks, return_exceptions=True)
+        self.needed_spaces()
+
+    async def load(self, space: str, server: VectorServer) -> None:
+        """Until it is loaded; `failures` says why it is not."""
+        self.failures.pop(space, None)
         while not server.is_loaded:
             try:
                 await server.start()
+                self.metrics.has_model(server.space, server.embedder.kind)
                 _log.info("Ready: %s", server.embedder.describe())
             except Exception as error:
-                self._failures[space] = str(error)
+                self.failures[space] = str(error)
                 _log.warning("%s cannot be used, which is tried again: %s", space, error)
                 await asyncio.sleep(_SECONDS_BETWEEN_LOADS)
-        self._failures.pop(space, None)
+        self.failures.pop(space, None)
 
     async def stop(self) -> None:
         """Waits until what was accepted is answered, and stores what was embedded."""
-        for task in filter(None, (self._looking, *self._loading.values())):
+        for task in (*self._tasks, *self._loading.values()):
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         stopping = asyncio.gather(*(server.stop() for server in self.servers.values()))
         try:
             await asyncio.wait_for(stopping, self.settings.drain_seconds)
         except asyncio.TimeoutError:
             _log.warning("A model did not end within %d s.", self.settings.drain_seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- What is served ---------------------------------------------------------------------------
+
+    def new_server(self, collection: Collection, embedder: Embedder) -> VectorServer:
+        """What will answer for the space of an embedder; it is not loaded yet."""
+        cache = collection.resources.cache
+        return VectorServer(embedder, cache, self._memory, self._limits, self.metrics)
+
+    def _add_servers(self, collection: Collection) -> None:
+        for embedder in collection.resources.embedders:
+            if embedder.space.id not in self.servers:
+                self.servers[embedder.space.id] = self.new_server(collection, embedder)
+
+    def put(self, name: str, new: Collection | None) -> None:
+        """Serves a collection as it is defined now, or no more.
+
+        The dictionary is replaced: threads may be reading it.
+        """
+        old = self.collections.get(name)
+        kept = {other: one for other, one in self.collections.items() if other != name}
+        if new is not None:
+            self._add_servers(new)
+            kept = dict(sorted({**kept, name: new}.items()))
+        if old is not None:
+            self.spaces.changed(old, new)
+        self.collections = kept
+        if self.pipeline is not None:
+            self.pipeline.collections = list(kept.values())
+
+    def take_in(self, space: str, server: VectorServer, loading: "asyncio.Task[None]") -> None:
+        """Answers for a space with a model that was loaded apart."""
+        self.servers[space] = server
+        self._loading[space] = loading
+
+    def take_out_unneeded(self, wanted: Set[str]) -> list[tuple[str, VectorServer]]:
+        """The models that nothing needs any more, which from now on nobody can ask.
+
+        Args:
+            wanted: the ids of the spaces that will be needed soon.
+        """
+        needed = {
+            embedder.space.id
+            for one in self.collections.values()
+            for embedder in one.resources.embedders
+        }
+        needed |= self.spaces.former_spaces | wanted
+        unneeded = [(space, self.servers[space]) for space in self.servers.keys() - needed]
+        for space, _ in unneeded:
+            del self.servers[space]
+            if (loading := self._loading.pop(space, None)) is not None:
+                loading.cancel()
+            self.failures.pop(space, None)
+            self.metrics.forget_model(space)
+        return unneeded
 
     # --- Which model ------------------------------------------------------------------------------
 
@@ -150,7 +180,7 @@ class Service:
         space = embedder.space.id
         server = self.servers[space]
         if space not in self._loading:
-            self._loading[space] = asyncio.create_task(self._load(space, server))
+            self._loading[space] = asyncio.create_task(self.load(space, server))
         return server
 
     def server_for(
@@ -252,87 +282,45 @@ class Service:
     async def built(self) -> list[str]:
         """The collections in which there is something to search."""
         asked = await self.in_thread(
-            lambda: [name for name, one in self.collections.items() if one.index.is_built]
+            lambda: [name for name, one in self.collections.items() if self.spaces.is_built(one)]
         )
         return asked or list(self.collections)
 
     async def spaces_to_ask(self, names: Sequence[str]) -> dict[IndexReader, Sequence[Embedder]]:
         """The indexes of some collections, each with the embedders of the spaces it has rows in.
 
+        For each of them there is a server, as long as the caller does not wait for anything.
+
         Raises:
             NoIndexError: a collection has no index yet.
         """
-        asked = {}
-        for name in names:
-            index = self.collection(name).index
-            known_at, embedders = self._asked.get(name, (0.0, ()))
-            if time.monotonic() - known_at > _SECONDS_OF_SPACES or not embedders:
-                embedders = await self.in_thread(lambda name=name: self._look(name))
-            asked[index] = embedders
-        return asked
+        while True:
+            asked: dict[IndexReader, Sequence[Embedder]] = {}
+            for name in names:
+                collection = self.collection(name)
+                readers = self.spaces.known(name)
+                if readers is None:
+                    readers = await self.in_thread(lambda one=collection: self.spaces.ask(one))
+                asked |= readers
+            if spaces_of(asked) <= self.servers.keys():
+                return asked
+            for name in names:  # a definition has changed meanwhile
+                self.spaces.forget(name)
 
-    def _look(self, name: str) -> Sequence[Embedder]:
-        """In a thread: the embedders of the spaces in which a collection has rows."""
-        self._asked.pop(name, None)
-        embedders = self.collections[name].index.embedders()
-        self._asked[name] = time.monotonic(), embedders
-        return embedders
+    def needed_spaces(self) -> set[str]:
+        """The ids of those of new texts, and of those that an index is asked in; loads them."""
+        needed = {one.resources.embedder.space.id for one in self.collections.values()}
+        needed |= self.spaces.asked & self.servers.keys()
+        for space in needed:
+            self.server_of(self.servers[space].embedder)
+        return needed
 
-    async def nearest(
-        self,
-        asked: Mapping[IndexReader, Sequence[Embedder]],
-        vectors: Mapping[str, np.ndarray],
-        k: int,
-        *,
-        exact: bool,
-    ) -> Hits:
-        """The chunks nearest to a question whose vectors are there, by id of the space."""
-        by_space = {
-            embedder.space: vectors[embedder.space.id]
-            for embedders in asked.values()
-            for embedder in embedders
-        }
-        return await self.in_thread(lambda: nearest_chunks(asked, by_space, k, exact=exact))
+    def why_not_loaded(self, space: str) -> str | None:
+        """Why a model does not answer yet; None: it does, or is not asked to."""
+        if space not in self._loading or self.servers[space].is_loaded:
+            return None
+        return self.failures.get(space, "It is being loaded.")
 
-    # --- Readiness --------------------------------------------------------------------------------
-
-    async def parts(self) -> dict[str, Part]:
-        """All that must work, by name: models, the cache, and the indexes; asked once a second."""
-        if time.monotonic() - self._parts[0] > _SECONDS_OF_PARTS:
-            self._parts = time.monotonic(), await self._ask_parts()
-        return self._parts[1]
-
-    async def _ask_parts(self) -> dict[str, Part]:
-        checks: dict[str, Callable[[], object]] = {}
-        for name, collection in self.collections.items():
-            checks["cache"] = collection.resources.cache.hasty().spaces
-            checks[f"index {name}"] = lambda name=name: self._look(name)
-        tried = await asyncio.gather(*map(self._tried, checks.values()))
-        asked = [one for _, embedders in self._asked.values() for one in embedders]
-        firsts = [collection.resources.embedder for collection in self.collections.values()]
-        needed = {self.server_of(one).space.id for one in (*firsts, *asked)}
-        models = {
-            f"model {server.space.model} ({space})": self._model(space, server, space in needed)
-            for space, server in self.servers.items()
-        }
-        return models | dict(zip(checks, tried, strict=True))
-
-    def _model(self, space: str, server: VectorServer, needed: bool) -> Part:
-        if space not in self._loading:
-            return Part(True, 0.0, "It is a fallback that no index has rows of.", needed)
-        reason = None if server.is_loaded else self._failures.get(space, "It is being loaded.")
-        return Part(reason is None, server.batcher.seconds_to_wait, reason, needed)
-
-    async def _tried(self, act: Callable[[], object]) -> Part:
-        started, reason, ok = time.perf_counter(), None, True
-        try:
-            await asyncio.wait_for(self.in_thread(act), _PATIENCE)
-        except asyncio.TimeoutError:
-            ok, reason = False, f"It does not answer within {_PATIENCE:.0f} s."
-        except NoIndexError:
-            reason = "It is not built yet."
-        except CacheLockedError:
-            reason = "A run is writing; until it is done texts are embedded."
-        except Exception as error:
-            ok, reason = False, str(error) or type(error).__name__
-        return Part(ok, time.perf_counter() - started, reason)
+    def is_asleep(self, space: str) -> bool:
+        """Whether nothing has asked for a model yet."""
+        return space not in self._loading

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from embedding_assets.service.access import Access
 from embedding_assets.service.http import json_response
+from embedding_assets.service.readiness import Readiness
 from embedding_assets.service.reference import reference_page
 from embedding_assets.service.service import Service
 
@@ -24,6 +25,7 @@ _PAGE_POLICY = (
 def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
     """Adds the endpoints for those who operate the service, and the pages."""
     tags: list[str | Enum] = ["Status"]
+    readiness = Readiness(service)
 
     @app.get("/health", tags=tags)
     async def health() -> Response:
@@ -36,7 +38,7 @@ def add_status_routes(app: FastAPI, service: Service, access: Access) -> None:
 
         Each is named if there are no keys, or to a key for metrics.
         """
-        parts = await service.parts()
+        parts = await readiness.parts()
         is_ready = all(part.ok or not part.needed for part in parts.values())
         told: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
         if access.sees(request, SCOPE):

@@ -9,9 +9,9 @@ for it, and nobody else for its lock.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -118,6 +118,21 @@ class VectorServer:
         self._writing: asyncio.Task[None] | None = None
         self._more_to_write = asyncio.Event()
         self.is_loaded = False
+        self._users = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for it, nor is about to ask."""
+        return not self._users and not self._jobs
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Until the end somebody may ask it, though it is no longer served."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
 
     async def start(self) -> None:
         """Loads the model and what tells the cache's keys, and begins to write to the cache.
@@ -139,7 +154,15 @@ class VectorServer:
         await self._write()
         await self._in_thread(self._cache.save_lookups)
         self.batcher.close()
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False)
+
+    def close(self) -> None:
+        """Ends it at once, also while it is loaded; nobody has asked it for anything."""
+        if self._writing is not None:
+            self._writing.cancel()
+        self.embedder.give_up()
+        self.batcher.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def ask(self, texts: Sequence[str], role: Role, *, is_question: bool) -> VectorRequest:
         """Begins to find the vectors of n texts; `done` of the answer is None if all are there.

@@ -111,6 +111,9 @@ class Embedder(dg.ConfigurableResource, ABC):
     def give_up(self) -> None:
         """The calls of `embed` that are under way shall wait for nothing more, and may fail."""
 
+    def unload(self) -> None:
+        """Frees what was loaded, unless others use it too; `embed` would load it again."""
+
     @property
     def price(self) -> Price:
         """What tokens cost; nothing where nobody asks for money."""

@@ -85,6 +85,11 @@ class LocalEmbedder(LocalSettings, Embedder):
             return EmbeddingBatch(np.zeros((0, self.space.dimension), np.float32), none, none)
         return self._loaded.model.embed(texts, self._files.prompt(role))
 
+    def unload(self) -> None:
+        with _loading:
+            self.__dict__.pop("_loaded", None)
+            _load.cache_clear()  # embedders that are in use hold what they have loaded
+
     @property
     def kind(self) -> str:
         # Without a question to torch, which costs seconds.

@@ -18,7 +18,7 @@ def test_ready_is_model_and_cache_and_index(
     embedder = CountingEmbedder(fails_always=True)
     made = pipeline(tmp_path, embedder=embedder)
     with monkeypatch.context() as patched:
-        patched.setattr("embedding_assets.service.service._SECONDS_OF_PARTS", 0.0)
+        patched.setattr("embedding_assets.service.readiness._SECONDS_OF_PARTS", 0.0)
         patched.setattr("embedding_assets.service.service._SECONDS_BETWEEN_LOADS", 0.05)
         running = RunningService(made.opened, folder=tmp_path)
         running._thread.start()
@@ -51,7 +51,7 @@ def test_a_fallback_is_asked_nothing_until_somebody_names_it(
     fallback = CountingEmbedder(model="paid", fails_always=True)
     made = pipeline(tmp_path, embedder=CountingEmbedder(), fallback=fallback)
     made.run()
-    monkeypatch.setattr("embedding_assets.service.service._SECONDS_OF_PARTS", 0.0)
+    monkeypatch.setattr("embedding_assets.service.readiness._SECONDS_OF_PARTS", 0.0)
     monkeypatch.setattr("embedding_assets.service.service._SECONDS_BETWEEN_LOADS", 0.05)
     with RunningService(made.opened, folder=tmp_path) as running:
         assert running.post("/search", query="a").status_code == 200
@@ -78,12 +78,12 @@ def test_a_fallback_that_an_index_has_rows_of_is_loaded_at_the_start_and_needed(
     made = pipeline(tmp_path, embedder=fallback)
     made.run()
     made = pipeline(tmp_path, embedder=primary, fallback=fallback)
-    monkeypatch.setattr("embedding_assets.service.service._SECONDS_OF_PARTS", 0.0)
+    monkeypatch.setattr("embedding_assets.service.readiness._SECONDS_OF_PARTS", 0.0)
     monkeypatch.setattr("embedding_assets.service.service._SECONDS_BETWEEN_LOADS", 0.05)
     monkeypatch.setitem(fallback.__dict__, "fails_always", True)
     with RunningService(made.opened, folder=tmp_path) as running:
         space = fallback.space.id
-        wait_until(lambda: "cannot embed" in running.service._failures.get(space, ""))
+        wait_until(lambda: "cannot embed" in running.service.failures.get(space, ""))
         status, told = fallback_part(running)
         assert (status, told["ok"], told["needed"]) == (503, False, True)
         monkeypatch.setitem(fallback.__dict__, "fails_always", False)

@@ -254,3 +254,12 @@ assert import_lancedb().__name__ == "lancedb"
 
 def test_the_rest_client_of_lancedb_is_loaded_when_it_is_wanted_and_not_before():
     subprocess.run([sys.executable, "-c", REST_CLIENT], cwd=PROJECT, check=True)
+
+
+def test_rows_of_other_partitions_are_passed_over_before_the_best_are_chosen(indexed):
+    few = versioned(ids(*range(3_000, 3_005)), 0)
+    place = SCHEMA.get_field_index("partition")
+    few = few.set_column(place, SCHEMA.field("partition"), pa.array(["few"] * 5))
+    indexed.replace(NAME, SPACE, reader(few))
+    hits = indexed.search(NAME, SPACE, fake_vector("x", 16), 10, not_partitions=["p"])
+    assert {hit.chunk_id for hit in hits} == {*ids(*range(3_000, 3_005))}
