@@ -1,11 +1,13 @@
 """The local embedder equals sentence-transformers, on many layouts of models, and stays light."""
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -115,6 +117,24 @@ def test_text_that_cannot_be_tokenized_is_named(default):
     with pytest.raises(EmbeddingError, match=r"Text 1 of 2 .*tokenize"):
         default.embed(["fine", "broken \ud800 surrogate"])
     assert default.embed(["fine"]).vectors.shape == (1, 384)
+
+
+def test_what_is_unloaded_leaves_the_memory_unless_another_embedder_uses_it(model_cache):
+    # With a setting of their own, so that no other test has loaded the same.
+    one, other = (
+        LocalEmbedder(model_cache=str(model_cache), precision="fp32", batch_tokens=640)
+        for _ in range(2)
+    )
+    vectors = one.embed(["text"]).vectors
+    assert (other.embed(["text"]).vectors == vectors).all()
+    model = weakref.ref(one._loaded.model)
+    one.unload()
+    gc.collect()
+    assert model() is not None
+    other.unload()
+    gc.collect()
+    assert model() is None
+    assert (one.embed(["text"]).vectors == vectors).all()
 
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "openvino", "huggingface_hub")
