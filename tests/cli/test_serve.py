@@ -1,12 +1,8 @@
 """`embedding-assets serve`: the real command, in a project of its own, with the default model."""
 
 import re
-import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,10 +11,7 @@ import pytest
 from embedding_assets.service.server import listen
 from resources.caches.duckdb import DuckDBEmbeddingCache
 from resources.errors import InvalidInputError
-from tests.support.instance import dagster_home
-from tests.support.pipeline import write_jsonl
-from tests.support.project import Project
-from tests.support.service import wait_until
+from tests.support.replicas import command, replicas, serve_environment
 
 NOTES = [
     {"id": "cats", "text": "The cat sleeps on the sofa all day."},
@@ -29,69 +22,7 @@ NOTES = [
 @pytest.fixture
 def environment(tmp_path: Path, model_cache: Path) -> dict[str, str]:
     """Of commands in a project with one collection."""
-    project = Project(tmp_path)
-    source = write_jsonl(tmp_path / "notes.jsonl", NOTES)
-    project.write(
-        {
-            "name": "notes",
-            "source": {"path": str(source)},
-            "partitions": {"by": "bucket", "count": 1},
-        }
-    )
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "models").symlink_to(model_cache)
-    return {
-        "PATH": str(Path(sys.executable).parent),
-        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
-        "DAGSTER_HOME": str(dagster_home(tmp_path / "home")),
-        "HOME": str(tmp_path),
-    }
-
-
-def command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).parent / "embedding-assets"), *arguments]
-
-
-@contextmanager
-def serving(folder: Path, environment: dict[str, str]) -> Iterator[tuple[httpx.Client, list[str]]]:
-    """The server once it is ready; what it said is there at the end."""
-    said: list[str] = []
-    with (
-        (folder / "said").open("w") as output,
-        subprocess.Popen(
-            command("serve", "--port", "0"),
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        ) as process,
-        httpx.Client(timeout=30) as client,
-    ):
-
-        def has_said_where() -> bool:
-            assert process.poll() is None, (folder / "said").read_text()
-            told = re.search(r"http://127\.0\.0\.1:\d+/\n", (folder / "said").read_text())
-            if told:
-                client.base_url = told[0].strip()
-            return told is not None
-
-        def is_ready() -> bool:
-            assert process.poll() is None, (folder / "said").read_text()
-            try:
-                return client.get("/ready").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        try:
-            wait_until(has_said_where, 60)
-            wait_until(is_ready, 120)
-            yield client, said
-        finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
-            said += (folder / "said").read_text().splitlines()
-    assert status in (0, -signal.SIGTERM)
+    return serve_environment(tmp_path, NOTES, model_cache)
 
 
 def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_cache(
@@ -101,7 +32,10 @@ def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_ca
         command("build", "notes"), cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    with serving(tmp_path, environment) as (client, said):
+    with (
+        replicas(tmp_path, environment, 1) as (replica,),
+        httpx.Client(base_url=replica.url, timeout=30) as client,
+    ):
         found = client.post("/search", json={"query": "When does the train go?", "k": 1}).json()
         assert found["hits"][0]["document_id"] == "trains"
         known = client.post("/embed", json={"text": NOTES[0]["text"]}).json()
@@ -115,6 +49,7 @@ def test_after_a_build_the_command_answers_and_leaves_what_it_embedded_in_the_ca
             'collection="notes",severity="ERROR"} 1.0'
         ) in told
         assert "<!doctype html>" in client.get("/").text.lower()
+    said = replica.log.read_text().splitlines()
     assert [line.split("http")[0].strip() for line in said] == ["Search page:", "Documentation:"]
     assert not any(re.search(r"warn|error", line, re.I) for line in said)
     cache = DuckDBEmbeddingCache(path=str(tmp_path / "data" / "cache.duckdb"))

@@ -38,12 +38,8 @@ class RunningService:
         self.settings = ServiceSettings(**settings)
         self.service = Service({one.name: one for one in collections}, [], self.settings)
         self.keys = folder / "api_keys.json"
-        access = Access(
-            KeyRing(self.keys),
-            MemoryQuotas() if quotas is None else quotas,
-            self.settings.quota,
-            self.service.metrics,
-        )
+        self.quotas = MemoryQuotas() if quotas is None else quotas
+        access = Access(KeyRing(self.keys), self.quotas, self.settings.quota, self.service.metrics)
         config = uvicorn.Config(
             create_app(self.service, access, queue), log_config=None, timeout_graceful_shutdown=20
         )
