@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property, wraps
 from pathlib import Path
@@ -305,8 +305,9 @@ class LanceDBVectorStore(VectorStore):
     @_in_empty_context
     def spaces(self, collection: str) -> list[EmbeddingSpace]:
         names = [name for owner, name in sorted(self._tables()) if owner == collection]
-        schemas = (self._database.open_table(name).schema for name in names)
-        return [EmbeddingSpace.from_json(s.metadata[_SPACE_METADATA].decode()) for s in schemas]
+        tables = [table for name in names if (table := self._opened(name)) is not None]
+        spaces = (table.schema.metadata[_SPACE_METADATA].decode() for table in tables)
+        return [*map(EmbeddingSpace.from_json, spaces)]
 
     def _tables(self) -> Iterator[tuple[str, str]]:
         """The collection and the name of each table."""
@@ -321,7 +322,19 @@ class LanceDBVectorStore(VectorStore):
 
     @_in_empty_context
     def drop_table(self, collection: str, space: EmbeddingSpace) -> None:
-        self._database.drop_table(_table_name(collection, space), ignore_missing=True)
+        folder = self._folder(collection, space)
+        with ExitStack() as stack:
+            if folder is not None:
+                with suppress(OSError):  # there is no such table, or there are no locks
+                    stack.enter_context(readers_of(folder).nobody_begins())
+            for attempts_left in (3, 2, 1, 0):
+                try:
+                    self._database.drop_table(_table_name(collection, space), ignore_missing=True)
+                    return
+                except RuntimeError as error:
+                    # Who wants to read has put his file into the folder that is being removed.
+                    if not attempts_left or "not empty" not in str(error):
+                        raise
 
     @cached_property
     def _database(self) -> Any:
@@ -367,10 +380,11 @@ class LanceDBVectorStore(VectorStore):
     def _answer(
         self, collection: str, space: EmbeddingSpace, ask: Callable[[Any], _R]
     ) -> _R | None:
-        """What the newest version of the table answers; None: there is no table.
+        """What the newest version of the table answers; None: there is no table, or no more.
 
         It is asked again if there is a newer one by then: another machine may have removed the one
-        that was asked, or this one, where nobody can write down what is read.
+        that was asked, or this one, where nobody can write down what is read. So may somebody who
+        has dropped the table, and it was made anew.
         """
         for attempts_left in (3, 2, 1, 0):
             with self._using(collection, space) as table:
@@ -378,21 +392,31 @@ class LanceDBVectorStore(VectorStore):
                     break
                 try:
                     return ask(table)
-                except (OSError, RuntimeError, ValueError):
+                except (OSError, RuntimeError, ValueError) as error:
                     newest = self._open(collection, space)
-                    if not attempts_left or newest is None or newest.version == table.version:
+                    if newest is None:
+                        break
+                    is_same = newest.version == table.version and not _is_missing(error)
+                    if is_same or not attempts_left:
                         raise
         return None
 
     @_in_empty_context
     def _open(self, collection: str, space: EmbeddingSpace) -> Any:
         """The table at its newest version, or None."""
+        return self._opened(_table_name(collection, space))
+
+    def _opened(self, name: str) -> Any:
         try:
-            return self._database.open_table(_table_name(collection, space))
+            return self._database.open_table(name)
         except (ValueError, FileNotFoundError) as error:
-            if "not found" not in str(error).lower():
+            if not _is_missing(error):
                 raise
             return None
+
+
+def _is_missing(error: Exception) -> bool:
+    return "not found" in str(error).lower()
 
 
 def _connect(uri: str) -> Any:
