@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,92 @@ def test_a_body_that_does_not_come_is_not_waited_for(running: RunningService) ->
         )
         assert b"408" in connection.recv(4096)
     assert running.post("/embed", text="a").status_code == 200
+
+
+def raw(running: RunningService, content: bytes) -> bytes:
+    """What is answered to bytes, after which the client sends nothing more."""
+    host, port = running.url.removeprefix("http://").split(":")
+    answer = b""
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(content)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the server was the first to close
+            connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(4096):
+                answer += part
+    return answer
+
+
+BODY = b'{"text": "a"}'
+HEAD = b"POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(BODY)
+
+
+@pytest.mark.parametrize("name", [b"X-Request-Timeout", b"X-API-Key", b"Authorization", b"Host"])
+@pytest.mark.parametrize(
+    "value",
+    [b"1\rX-Evil: 1", b"1\nX-Evil: 1", b"1\r\n X-Evil: 1", b"1\0", b"\xff\xfe", b"9" * 5_000],
+)
+def test_whatever_a_header_holds_it_is_in_no_answer_and_breaks_nothing(
+    running: RunningService, name: bytes, value: bytes
+) -> None:
+    answer = raw(running, HEAD + name + b": " + value + b"\r\n\r\n" + BODY)
+    assert answer == b"" or answer.split()[1] in (b"200", b"400", b"422"), answer
+    assert b"evil" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"",
+        b"POST",
+        HEAD,
+        HEAD + b"\r\n",
+        HEAD + b"\r\n" + BODY[:-1],
+        b"\x16\x03\x01\0\xa5\x01\0",
+        BODY,
+    ],
+)
+def test_half_a_request_is_no_defect(running: RunningService, half: bytes) -> None:
+    def defects() -> float:
+        return running.metric("http_requests_total", endpoint="/embed", status="500")
+
+    before = defects()
+    answer = raw(running, half)
+    assert answer == b"" or answer.split()[1].startswith(b"4"), answer
+    assert running.post("/embed", text="a").status_code == 200
+    assert defects() == before
+
+
+@pytest.mark.parametrize("path", ["/embed", "/embed/batch", "/v1/embeddings", "/search"])
+@pytest.mark.parametrize("value", ["%s", "[%s]"])
+@pytest.mark.parametrize(
+    "hostile",
+    [b'"\xff"', b'"\\udc00"', b'"\xed\xa0\x80"', b"NaN", b"1e999", b"[" * 4_000 + b"]" * 4_000],
+)
+def test_no_endpoint_takes_bytes_that_are_no_text(
+    running: RunningService, path: str, value: str, hostile: bytes
+) -> None:
+    field = {"/embed": "text", "/embed/batch": "texts", "/search": "query"}.get(path, "input")
+    before, after = (value % "|").split("|")
+    body = f'{{"model": "corpus", "{field}": {before}'.encode() + hostile + f"{after}}}".encode()
+    answer = running.client.post(path, content=body)
+    assert error(answer)[0] in (400, 422)
+
+
+@pytest.mark.slow
+def test_by_default_too_the_largest_requests_are_refused(tmp_path: Path) -> None:
+    made = pipeline(tmp_path, embedder=CountingEmbedder())
+    with RunningService(made.opened, folder=tmp_path) as running:
+        post = running.client.post
+        assert error(running.post("/embed/batch", texts=["a"] * 100_000))[1] == "too_many_texts"
+        assert (
+            error(running.post("/v1/embeddings", model="corpus", input=[[1]] * 100_000))[0] == 422
+        )
+        assert error(running.post("/embed", text="a" * 10_000_000))[1] == "body_too_large"
+        assert error(running.post("/embed", text="a" * 5_000_000))[1] == "text_too_long"
+        assert error(post("/embed", content=b"[" * 100_000 + b"]" * 100_000))[0] == 400
+        deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        assert error(post("/embed", content=deep))[0] == 400
+        assert running.post("/embed", text="a").status_code == 200
 
 
 def test_the_wrong_method_names_the_right_one(running: RunningService) -> None:
