@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from embedding_assets.service.errors import ServiceError
+from embedding_assets.service.keys import without_secrets
 from embedding_assets.service.settings import ServiceSettings
 from embedding_assets.service.vectors import VectorRequest, VectorServer
 
@@ -261,9 +262,9 @@ def error_response(error: ServiceError) -> Response:
         "server_error" if error.status >= 500 else "invalid_request_error"
     )
     body: dict[str, Any] = {
-        "message": error.message,
+        "message": without_secrets(error.message),
         "type": kind,
-        "param": error.field,
+        "param": error.field and without_secrets(error.field),
         "code": error.code,
     }
     if error.retry_after is not None and math.isfinite(error.retry_after):
