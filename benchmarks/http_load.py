@@ -4,9 +4,12 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+_SECONDS_BETWEEN_LOOKS = 0.25
 
 
 @dataclass
@@ -82,6 +85,29 @@ async def arrivals(port: int, requests: Iterable[bytes], per_second: float, unti
     await asyncio.gather(*running)
     load.late = load.statuses[200] - answered
     return load
+
+
+async def watched(
+    work: Coroutine[Any, Any, _Result], pid: int, seconds: float
+) -> tuple[_Result, list[float]]:
+    """The result of some work, and the memory that a process has resident meanwhile.
+
+    Args:
+        work: may take longer.
+        pid: of the process.
+        seconds: for how long its memory is looked at.
+
+    Returns:
+        The result, and bytes, four times a second.
+    """
+    import psutil
+
+    process, resident = psutil.Process(pid), []
+    running, until = asyncio.create_task(work), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        resident.append(float(process.memory_info().rss))
+        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    return await running, resident
 
 
 async def _client(port: int, requests: Iterator[bytes], load: Load, until: float | None) -> None:

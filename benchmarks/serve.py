@@ -1,6 +1,6 @@
 """The service under load, beside the bare engine and the shapes that people have now.
 
-    python -m benchmarks.serve [--quick] [--seconds 10]
+    python -m benchmarks.serve [--quick] [--seconds 10] [--only load,search]
 
 Server, load and engine share the cores of this machine, and each ratio is of one run.
 """
@@ -18,14 +18,23 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.http_load import Load, arrivals, clients, request
+import pyarrow as pa
+
+from benchmarks.http_load import Load, arrivals, clients, request, watched
 from benchmarks.measure import Line, median, percentile, print_tables, seconds, write_results
+from benchmarks.servers import COLLECTION, collection
+from benchmarks.stores import ROWS_PER_BATCH, rows
 from benchmarks.texts import sentences
+from embedding_assets.retrieval.search import IndexReader, nearest_chunks
 from resources.embedders.local import LocalEmbedder
+from resources.vector_stores.base import row_schema
+
+Tables = dict[str, list[dict[str, Any]]]
 
 _CLIENTS = 20
+_HITS = 10
 _BULK = 256
 _SMALL = 8
 SEED = {
@@ -37,9 +46,16 @@ SEED = {
 """Operations a second of the report that this project began from; its target was 10,000."""
 
 
+class Server(NamedTuple):
+    """A process of its own, which listens on this machine."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
-def server(kind: str, folder: Path, models: Path) -> Iterator[int]:
-    """The port of a server that is ready."""
+def server(kind: str, folder: Path, models: Path) -> Iterator[Server]:
+    """A server that is ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +69,7 @@ def server(kind: str, folder: Path, models: Path) -> Iterator[int]:
                     break
                 except OSError:
                     time.sleep(0.1)
-            yield port
+            yield Server(port, process.pid)
         finally:
             process.terminate()
 
@@ -159,11 +175,13 @@ def cached(port: int, bare: int, texts: Texts, options: Any) -> dict[str, float]
     }
 
 
-def overload(port: int, texts: Texts, best: float, options: Any) -> dict[str, float]:
+def overload(ours: Server, texts: Texts, best: float, options: Any) -> dict[str, float]:
     """Four times as many texts as can be embedded, in batches of 8."""
-    offered = 4 * best / _SMALL
-    until = time.perf_counter() + 60 if not options.quick else time.perf_counter() + 10
-    load = asyncio.run(arrivals(port, texts.batches(_SMALL), offered, until))
+    offered, duration = 4 * best / _SMALL, 10 if options.quick else 60
+    arriving = arrivals(ours.port, texts.batches(_SMALL), offered, time.perf_counter() + duration)
+    load, resident = asyncio.run(watched(arriving, ours.pid, duration))
+    quarter = len(resident) // 4
+    warm, last = median(resident[quarter : 2 * quarter]), median(resident[-quarter:])
     return {
         "texts offered a second": 4 * best,
         "texts served a second": _SMALL * load.per_second,
@@ -172,6 +190,9 @@ def overload(port: int, texts: Texts, best: float, options: Any) -> dict[str, fl
         "refused": sum(load.statuses.values()) - load.statuses[200],
         "refused within ms, p50": 1e3 * median(load.refusals or [0.0]),
         "refused within ms, p99": 1e3 * percentile(load.refusals or [0.0], 99),
+        "MB resident, second quarter": warm / 1e6,
+        "MB resident, last quarter": last / 1e6,
+        "MB resident, most": max(resident) / 1e6,
     }
 
 
@@ -189,38 +210,31 @@ def judge(rates: Any, times: Any, known: Any, over: Any, lock: float) -> list[Li
         Line("a question's p99 beside bulk, against its p50 alone", 6.0,
              times["beside bulk, p99"] / times["alone, p50"], at_most=True),
         Line("overload: share of the best throughput", 0.9, over["share of the best"], ""),
+        Line("overload: memory in the last quarter of a minute above the second", 64,
+             over["MB resident, last quarter"] - over["MB resident, second quarter"], "MB",
+             at_most=True, note="with the vectors kept in memory, which have a bound of their own"),
         Line("overload: a refusal, p99", 100, over["refused within ms, p99"], "ms", at_most=True),
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", type=Path, default=Path("data/models"))
-    parser.add_argument("--quick", action="store_true", help="two seconds, once")
-    options = parser.parse_args()
-    if options.quick:
-        options.seconds, options.repeats = 2.0, 1
+def under_load(options: Any, folder: Path) -> tuple[Tables, list[Line]]:
+    """All that is about embedding."""
     texts = Texts()
-    with tempfile.TemporaryDirectory(prefix="serve-benchmark-") as name:
-        folder = Path(name)
-        with server("lock", folder / "lock", options.models) as port:
-            load = run(port, texts.singles(), _CLIENTS, options.seconds)
-            lock = load.per_second
-        embedder = LocalEmbedder(model_cache=str(options.models))
-        with (
-            server("ours", folder / "ours", options.models) as port,
-            server("empty", folder / "empty", options.models) as bare,
-        ):
-            times = latencies(port, embedder, texts, options)
-            rates = uncached(port, embedder, texts, options)
-            known = cached(port, bare, texts, options)
-            best = max(rates[shape] for shape in list(rates)[1:])
-            over = overload(port, texts, best, options)
+    with server("lock", folder / "lock", options.models) as locked:
+        load = run(locked.port, texts.singles(), _CLIENTS, options.seconds)
+    lock = load.per_second
+    embedder = LocalEmbedder(model_cache=str(options.models))
+    with (
+        server("ours", folder / "ours", options.models) as ours,
+        server("empty", folder / "empty", options.models) as empty,
+    ):
+        times = latencies(ours.port, embedder, texts, options)
+        rates = uncached(ours.port, embedder, texts, options)
+        known = cached(ours.port, empty.port, texts, options)
+        best = max(rates[shape] for shape in list(rates)[1:])
+        over = overload(ours, texts, best, options)
     rates["20 clients, single texts, lock"] = lock
-    lines = judge(rates, times, known, over, lock)
-    tables: dict[str, list[dict[str, Any]]] = {
+    tables: Tables = {
         "Uncached texts a second": [
             {"shape": shape, "here": rate, "the report's": SEED.get(shape)}
             for shape, rate in rates.items()
@@ -229,8 +243,88 @@ def main() -> None:
         "Cached": [known],
         "Overload, in batches of 8": [over],
     }
-    write_results("serve", "The service under load", tables, lines)
-    print_tables({**tables, "Promises": [line.row() for line in lines]})
+    return tables, judge(rates, times, known, over, lock)
+
+
+def fill(index: IndexReader, chunks: int) -> None:
+    """Real texts, some sentences each, with vectors of chance that have neighbours."""
+    space, everything = index.resources.embedder.space, sentences()
+
+    def batch(first: int) -> pa.RecordBatch:
+        made = rows(space, first, min(ROWS_PER_BATCH, chunks - first), "all")
+        texts = [
+            " ".join(everything[(first + row + 7 * n) % len(everything)] for n in range(6))
+            for row in range(made.num_rows)
+        ]
+        return made.set_column(made.schema.get_field_index("text"), "text", pa.array(texts))
+
+    batches = (batch(first) for first in range(0, chunks, ROWS_PER_BATCH))
+    reader = pa.RecordBatchReader.from_batches(row_schema(space), batches)
+    store = index.resources.store
+    store.replace(index.collection, space, reader)
+    store.maintain(index.collection, space)
+
+
+def searching(options: Any, folder: Path) -> tuple[Tables, list[Line]]:
+    """A question whose vector is in memory, over HTTP and by the same call in this process."""
+    opened = collection(folder, str(options.models))
+    index, embedder = opened.index, opened.resources.embedder
+    chunks = 10_000 if options.quick else options.chunks
+    fill(index, chunks)
+    questions = Texts().take(50)
+    vectors = embedder.embed(questions, "query").vectors
+    path, asked = f"/collections/{COLLECTION}/search", {index: [embedder]}
+    requests = [request(path, {"query": one, "k": _HITS}) for one in questions]
+
+    def here() -> list[float]:
+        return [
+            seconds(lambda v=vector: nearest_chunks(asked, {embedder.space: v}, _HITS))
+            for vector in vectors
+        ]
+
+    alone: list[float] = []
+    served: list[float] = []
+    with server("ours", folder, options.models) as ours:
+        for _ in range(1 + 4 * options.repeats):  # in turn; the first round opens the index
+            alone += here()
+            load = asyncio.run(clients(ours.port, requests, 1))
+            served += load.latencies
+    first = len(questions)
+    alone, served = alone[first:], served[first:]
+    row: dict[str, Any] = {"chunks": chunks, "searches": len(served)}
+    for percent in (50, 99):
+        row[f"store, p{percent}"] = 1e3 * percentile(alone, percent)
+        row[f"over HTTP, p{percent}"] = 1e3 * percentile(served, percent)
+    added = 1e3 * (median(served) - median(alone))
+    row["added, p50"] = added
+    promise = f"search in {chunks:,} chunks, p50 above the same call of the store"
+    line = Line(promise, 3.0, added, "ms", at_most=True, note="vectors of chance, in clusters")
+    return {"Milliseconds of a search": [row]}, [line]
+
+
+PARTS = {
+    "load": ("serve", "The service under load", under_load),
+    "search": ("serve_search", "Search by the service", searching),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one measurement")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chunks", type=int, default=100_000, help="in which is searched")
+    parser.add_argument("--models", type=Path, default=Path("data/models"))
+    parser.add_argument("--quick", action="store_true", help="two seconds, once; few chunks")
+    parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
+    options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.repeats = 2.0, 1
+    for part in options.only.split(",") if options.only else PARTS:
+        name, title, measure = PARTS[part]
+        with tempfile.TemporaryDirectory(prefix="serve-benchmark-") as folder:
+            tables, lines = measure(options, Path(folder))
+        write_results(name, title, tables, lines)
+        print_tables({**tables, "Promises": [line.row() for line in lines]})
 
 
 if __name__ == "__main__":

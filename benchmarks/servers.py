@@ -7,50 +7,61 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+if TYPE_CHECKING:
+    from embedding_assets.api import Collection
+
+COLLECTION = "benchmark"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DIMENSION = 384
 
 
-def ours(folder: Path) -> FastAPI:
-    """The service over a collection that has the default model and a DuckDB cache."""
+def collection(folder: Path, models: str) -> "Collection":
+    """One that has the default model, a DuckDB cache, and what is in its vector store already."""
     from embedding_assets.api import Collection
     from embedding_assets.collection.collection import CollectionResources
     from embedding_assets.collection.settings import CollectionSettings
-    from embedding_assets.service.access import Access
-    from embedding_assets.service.app import create_app
-    from embedding_assets.service.keys import KeyRing
-    from embedding_assets.service.service import Service
-    from embedding_assets.service.settings import ServiceSettings
     from resources.artifact_stores.files import FileArtifactStore
     from resources.caches.duckdb import DuckDBEmbeddingCache
     from resources.embedders.local import LocalEmbedder
-    from resources.limits.quota import MemoryQuotas
     from resources.vector_stores.lancedb import LanceDBVectorStore
 
     (folder / "empty.jsonl").touch()
     made = CollectionSettings.model_validate(
         {
-            "name": "benchmark",
+            "name": COLLECTION,
             "source": {"path": str(folder / "empty.jsonl")},
             "partitions": {"by": "bucket", "count": 1},
         }
     )
     resources = CollectionResources(
         source=made.source.build(),
-        embedder=LocalEmbedder(model_cache=os.environ["BENCHMARK_MODELS"]),
+        embedder=LocalEmbedder(model_cache=models),
         fallback=None,
         artifacts=FileArtifactStore(url=str(folder / "artifacts")),
         cache=DuckDBEmbeddingCache(path=str(folder / "cache.duckdb")),
         store=LanceDBVectorStore(uri=str(folder / "vectors")),
     )
+    return Collection(made, resources)
+
+
+def ours(folder: Path) -> FastAPI:
+    """The service over that collection."""
+    from embedding_assets.service.access import Access
+    from embedding_assets.service.app import create_app
+    from embedding_assets.service.keys import KeyRing
+    from embedding_assets.service.service import Service
+    from embedding_assets.service.settings import ServiceSettings
+    from resources.limits.quota import MemoryQuotas
+
     settings = ServiceSettings()
-    service = Service({"benchmark": Collection(made, resources)}, [], settings)
+    served = {COLLECTION: collection(folder, os.environ["BENCHMARK_MODELS"])}
+    service = Service(served, [], settings)
     access = Access(KeyRing(folder / "keys.json"), MemoryQuotas(), settings.quota, service.metrics)
     return create_app(service, access)
 

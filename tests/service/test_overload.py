@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from benchmarks.http_load import Load, arrivals, clients, request
+from benchmarks.http_load import arrivals, clients, request, watched
 from tests.support.replicas import Replica, replicas, serve_environment
 
 pytestmark = pytest.mark.slow
@@ -28,18 +27,6 @@ def batches() -> Iterator[bytes]:
     for number in itertools.count():
         texts = [f"Text {n} of request {number}: nobody asked for it." for n in range(TEXTS)]
         yield request("/embed/batch", {"texts": texts})
-
-
-async def overload(replica: Replica, per_second: float) -> tuple[Load, list[float]]:
-    """What clients saw, and the server's resident memory every quarter of a second, in bytes."""
-    process = psutil.Process(replica.process.pid)
-    until = time.perf_counter() + SECONDS
-    load = asyncio.create_task(arrivals(replica.port, REQUESTS, per_second, until))
-    resident = []
-    while time.perf_counter() < until:
-        resident.append(float(process.memory_info().rss))
-        await asyncio.sleep(0.25)
-    return await load, resident
 
 
 REQUESTS = batches()
@@ -59,7 +46,10 @@ def test_at_four_times_what_can_be_done_memory_stays_and_all_that_is_accepted_is
     with replicas(tmp_path, environment, 1) as (replica,):
         until = time.perf_counter() + 5
         best = asyncio.run(clients(replica.port, REQUESTS, 20, until))
-        load, resident = asyncio.run(overload(replica, 4 * best.per_second))
+        arriving = arrivals(
+            replica.port, REQUESTS, 4 * best.per_second, time.perf_counter() + SECONDS
+        )
+        load, resident = asyncio.run(watched(arriving, replica.process.pid, SECONDS))
         # Without an answer the clients would have raised an error.
         assert {*load.statuses} == {200, 503}
         assert load.statuses[503] > load.statuses[200]
