@@ -38,8 +38,9 @@ def redis() -> Iterator[RedisServer]:
 
 
 def request(number: int) -> tuple[str, Body]:
-    """Texts in turn alone and five together, four in five of which were asked for before."""
-    text = f"What is number {number // 5} of all that somebody might ask for?"
+    """Texts in turn alone and five together, four in five of which were asked for long before."""
+    new = number // 5
+    text = f"What is number {new if number % 5 == 0 else number * 7 % (new + 1)} of all questions?"
     if number % 2:
         return "/embed", {"text": text}
     return "/embed/batch", {"texts": [text, *(f"{text} And {n}?" for n in range(4))]}
