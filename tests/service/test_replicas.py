@@ -105,7 +105,8 @@ def planted_in(url: str, key: str, good: str) -> Iterator[httpx.Response]:
         ):
             headers = {name: value} if name in ("X-API-Key", "Authorization") else right
             for asked in ("/embed", "/metrics", "/collections/notes/search"):
-                yield httpx.post(url + asked, headers={**headers, name: value}, content=b"{")
+                headers = {"Content-Type": "application/json", **headers, name: value}
+                yield httpx.post(url + asked, headers=headers, content=b"{")
         for body in (
             {"text": key},
             {"text": [key]},
@@ -118,7 +119,9 @@ def planted_in(url: str, key: str, good: str) -> Iterator[httpx.Response]:
         ):
             yield client.post("/embed", json=body)
         yield client.post("/embed/batch", json={"texts": [key, " ", [key]]})
+        json_type = {"Content-Type": "application/json"}
         yield client.post("/embed/batch", content=key.encode())
+        yield client.post("/embed/batch", content=key.encode(), headers=json_type)
         for body in (
             {"model": key, "input": "a"},
             {"model": "notes", "input": "a", "user": key, "dimensions": 1},
