@@ -52,7 +52,6 @@ def test_at_four_times_what_can_be_done_memory_stays_and_all_that_is_accepted_is
         load, resident = asyncio.run(watched(arriving, replica.process.pid, SECONDS))
         # Without an answer the clients would have raised an error.
         assert {*load.statuses} == {200, 503}
-        assert load.statuses[503] > load.statuses[200]
         answered = TEXTS * (load.statuses[200] + best.statuses[200])
         of_batches = r'embedding_texts_total\{cached="\w+",endpoint="/embed/batch"\}'
         assert counted(replica, of_batches) == answered
