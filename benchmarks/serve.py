@@ -1,6 +1,7 @@
 """The service under load, beside the bare engine and the shapes that people have now.
 
     python -m benchmarks.serve [--quick] [--seconds 10] [--only load,search]
+    python -m benchmarks.serve --only infinity --infinity ENVIRONMENT/bin/infinity_emb
 
 Server, load and engine share the cores of this machine, and each ratio is of one run.
 """
@@ -17,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +26,12 @@ import pyarrow as pa
 
 from benchmarks.http_load import Load, arrivals, clients, request, watched
 from benchmarks.measure import Line, median, percentile, print_tables, seconds, write_results
-from benchmarks.servers import COLLECTION, collection
+from benchmarks.servers import COLLECTION, MODEL, collection
 from benchmarks.stores import ROWS_PER_BATCH, rows
 from benchmarks.texts import sentences
 from embedding_assets.retrieval.search import IndexReader, nearest_chunks
 from resources.embedders.local import LocalEmbedder
+from resources.embedders.local_model.model_files import PACKAGED_MODEL
 from resources.vector_stores.base import row_schema
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -63,15 +66,20 @@ def server(kind: str, folder: Path, models: Path) -> Iterator[Server]:
     environment = os.environ | {"BENCHMARK_MODELS": str(models)}
     with subprocess.Popen(command, env=environment) as process:
         try:
-            while process.poll() is None:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
+            wait_for(process, f"http://127.0.0.1:{port}/ready")
             yield Server(port, process.pid)
         finally:
             process.terminate()
+
+
+def wait_for(process: "subprocess.Popen[bytes]", url: str) -> None:
+    """Until a server answers, or has ended."""
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
 
 
 class Texts:
@@ -302,9 +310,72 @@ def searching(options: Any, folder: Path) -> tuple[Tables, list[Line]]:
     return {"Milliseconds of a search": [row]}, [line]
 
 
+@contextmanager
+def infinity(program: Path) -> Iterator[int]:
+    """The port of Infinity's server, with the same weights."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    weights = Path(str(find_spec(PACKAGED_MODEL).origin)).parent / "model"  # pyright: ignore[reportOptionalMemberAccess]
+    command = [str(program), "v2", "--model-id", str(weights), "--engine", "torch"]
+    command += [
+        "--no-bettertransformer",
+        "--device",
+        "cpu",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=nothing, stderr=nothing) as process:
+        try:
+            wait_for(process, f"http://127.0.0.1:{port}/health")
+            yield port
+        finally:
+            process.terminate()
+
+
+def beside_infinity(options: Any, folder: Path) -> tuple[Tables, list[Line]]:
+    """20 clients with single uncached texts, by OpenAI's interface, in turn."""
+    if options.infinity is None:
+        sys.exit("--infinity names the program `infinity_emb` of an environment of its own")
+    texts = Texts()
+
+    def singles(path: str, model: str) -> Iterator[bytes]:
+        while True:
+            yield request(path, {"model": model, "input": texts.take(1)[0]})
+
+    rates: dict[str, list[float]] = {"ours": [], "Infinity": []}
+    medians: dict[str, list[float]] = {"ours": [], "Infinity": []}
+    with server("ours", folder, options.models) as ours, infinity(options.infinity) as other:
+        ways = {
+            "ours": (ours.port, "/v1/embeddings", MODEL),
+            "Infinity": (other, "/embeddings", f"{PACKAGED_MODEL}/model"),
+        }
+        for number in range(1 + options.repeats):
+            for name, (port, path, model) in ways.items():
+                load = run(port, singles(path, model), _CLIENTS, options.seconds)
+                if number:  # the first round warms both
+                    rates[name].append(load.per_second)
+                    medians[name].append(1e3 * percentile(load.latencies, 50))
+    rows_ = [
+        {"server": name, "texts a second": median(rates[name]), "p50, ms": median(medians[name])}
+        for name in ways
+    ]
+    lines = [
+        Line("20 clients, single uncached texts, against Infinity", 1.5,
+             median([a / b for a, b in zip(*rates.values(), strict=True)])),
+        Line("the same, p50 against Infinity's", 1.0,
+             median([a / b for a, b in zip(*medians.values(), strict=True)]), at_most=True),
+    ]  # fmt: skip
+    return {"Single texts, 20 clients": rows_}, lines
+
+
 PARTS = {
     "load": ("serve", "The service under load", under_load),
     "search": ("serve_search", "Search by the service", searching),
+    "infinity": ("serve_infinity", "The service beside Infinity", beside_infinity),
 }
 
 
@@ -316,10 +387,11 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("data/models"))
     parser.add_argument("--quick", action="store_true", help="two seconds, once; few chunks")
     parser.add_argument("--only", help=f"comma-separated, of: {', '.join(PARTS)}")
+    parser.add_argument("--infinity", type=Path, help="program `infinity_emb`, to compare with")
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.repeats = 2.0, 1
-    for part in options.only.split(",") if options.only else PARTS:
+    for part in options.only.split(",") if options.only else ("load", "search"):
         name, title, measure = PARTS[part]
         with tempfile.TemporaryDirectory(prefix="serve-benchmark-") as folder:
             tables, lines = measure(options, Path(folder))
