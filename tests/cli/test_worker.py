@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
-from tests.cli.test_serve import command, environment, serving
+from tests.cli.test_serve import environment
 from tests.support.redis_server import RedisServer
+from tests.support.replicas import command, replicas
 from tests.support.service import wait_until
 
 __all__ = ["environment"]
@@ -44,7 +46,10 @@ def test_what_a_killed_worker_had_begun_is_finished_by_the_next(
         json.dumps({"id": f"n{number}", "text": f"The northern lights, seen {number} times."})
         for number in range(4_500)
     ]
-    with serving(tmp_path, environment) as (client, _):
+    with (
+        replicas(tmp_path, environment, 1) as (replica,),
+        httpx.Client(base_url=replica.url, timeout=60) as client,
+    ):
         with worker(tmp_path, environment) as process:
             headers = {"Content-Type": "application/x-ndjson"}
             answer = client.post(
