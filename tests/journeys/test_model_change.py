@@ -14,11 +14,11 @@ import pytest
 
 import embedding_assets as ea
 from embedding_assets.retrieval.text_vectors import text_vectors
-from tests.cli.test_serve import command, serving
 from tests.support.instance import dagster_home
 from tests.support.models import SENTENCES
 from tests.support.pipeline import write_jsonl
 from tests.support.project import Project
+from tests.support.replicas import command, replicas
 from tests.support.service import wait_until
 
 QUESTION = "Which animal sleeps on the sofa?"
@@ -84,7 +84,11 @@ def test_a_model_is_changed_under_load_and_every_answer_is_right(
     build()
     old = ea.open("notes")
     before, ended = scores(old), Event()
-    with serving(tmp_path, environment) as (client, _), ThreadPoolExecutor(2) as pool:
+    with (
+        replicas(tmp_path, environment, 1) as (replica,),
+        httpx.Client(base_url=replica.url, timeout=60) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
 
         def ask(asked: httpx.Client = client) -> dict[str, Any]:
             answer = asked.post(
