@@ -156,7 +156,7 @@ class Jobs:
     def has_ended(self, job_id: str) -> bool:
         """Whether it is done, failed, cancelled or gone."""
         names = self._names(job_id)
-        return not names or any(f"{state}.json" in names for state in _ENDINGS)
+        return "job.json" not in names or any(f"{state}.json" in names for state in _ENDINGS)
 
     def end(self, job_id: str, state: Literal["done", "failed", "cancelled"], how: Ending) -> None:
         """Records how a job ended; what it needed to get there is removed, unless it may go on."""
@@ -176,6 +176,11 @@ class Jobs:
     def remove(self, job_id: str) -> None:
         """Removes all of a job; its record goes last, so that what is left is found again."""
         self._remove(job_id, ("",))
+
+    def sweep(self, job_id: str) -> None:
+        """Removes what was still written for a job after it was removed: nobody finds it else."""
+        if not self.store.exists(f"{job_id}/job.json"):
+            self.remove(job_id)
 
     def unfinished(self) -> list[str]:
         """Ids of the jobs that somebody should be working on."""

@@ -186,25 +186,36 @@ class _Outcome:
         self._job_id = job_id
 
     def __enter__(self) -> Job | None:
-        return None if self._jobs.has_ended(self._job_id) else self._jobs.find(self._job_id)
+        try:
+            return None if self._jobs.has_ended(self._job_id) else self._jobs.find(self._job_id)
+        except Exception as error:  # the storage is away
+            raise self._next_try(error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> bool:
-        if error is None or isinstance(error, Retry) or not isinstance(error, Exception):
+        if error is not None and not isinstance(error, Exception):
             return False
-        if self._jobs.has_ended(self._job_id):  # cancelled meanwhile: its files are gone
-            return True
-        tries = self._task.request.retries
-        is_final = isinstance(error, EmbeddingAssetsError) and not isinstance(error, EmbeddingError)
-        if not is_final and tries < _MOST_TRIES:
-            _log.warning("The job %s is tried again: %s", self._job_id, error)
-            seconds = min(2 ** (tries + 1), _MOST_SECONDS_BETWEEN_TRIES)
-            raise self._task.retry(countdown=seconds, exc=error) from error
-        _log.error("The job %s failed", self._job_id, exc_info=None if is_final else error)
-        told = str(error) if isinstance(error, EmbeddingAssetsError) else type(error).__name__
-        self._jobs.end(self._job_id, "failed", Ending(message=told))
-        return True
+        try:
+            self._jobs.sweep(self._job_id)
+            if error is None or self._jobs.has_ended(self._job_id):  # cancelled meanwhile
+                return True
+            is_ours = isinstance(error, EmbeddingAssetsError)
+            is_final = is_ours and not isinstance(error, EmbeddingError)
+            if is_final or self._task.request.retries >= _MOST_TRIES:
+                _log.error("The job %s failed", self._job_id, exc_info=None if is_final else error)
+                told = str(error) if is_ours else type(error).__name__
+                self._jobs.end(self._job_id, "failed", Ending(message=told))
+                return True
+        except Exception as another:  # the storage is away
+            error = another
+        raise self._next_try(error) from error
+
+    def _next_try(self, error: Exception) -> Retry:
+        """What tells Celery of it; after the last one this raises the error itself."""
+        _log.warning("The job %s is tried again: %s", self._job_id, error)
+        seconds = min(2 ** (self._task.request.retries + 1), _MOST_SECONDS_BETWEEN_TRIES)
+        return self._task.retry(countdown=seconds, exc=error, throw=False)
 
 
 def _here() -> str:

@@ -236,6 +236,34 @@ def idle(bulk: Bulk) -> None:
     wait_until(lambda: not any(client.exists(key) for key in keys))
 
 
+def test_a_job_that_is_removed_while_a_part_is_embedded_leaves_nothing(bulk: Bulk) -> None:
+    embedder = bulk.pipeline.embedder
+    assert isinstance(embedder, GatedEmbedder)
+    gate = embedder.close()
+    url = bulk.post(jsonl(TEXTS)).headers["Location"]
+    wait_until(lambda: gate.calls)
+    assert bulk.service.client.delete(url).json()["state"] == "cancelled"
+    assert bulk.service.client.delete(url).status_code == 204
+    gate.open.set()
+    idle(bulk)
+    assert bulk.queue.jobs.store.list_keys("") == []
+
+
+def test_a_storage_that_is_away_when_a_task_comes_is_tried_again(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_ended, tries = bulk.queue.jobs.has_ended, [OSError("the storage is away")]
+
+    def away_at_first(job_id: str) -> bool:
+        if tries:
+            raise tries.pop()
+        return has_ended(job_id)
+
+    monkeypatch.setattr(queues, "_MOST_SECONDS_BETWEEN_TRIES", 0.01)
+    monkeypatch.setattr(bulk.queue.jobs, "has_ended", away_at_first)
+    assert bulk.ended(bulk.post(jsonl(TEXTS)))["state"] == "done"
+
+
 def test_a_task_that_comes_twice_embeds_nothing_twice(bulk: Bulk) -> None:
     job = bulk.ended(bulk.post(jsonl(TEXTS)))
     before = bulk.service.client.get(job["result"]).content
