@@ -179,11 +179,12 @@ class _JobRoutes:
         server = self._service.server_for(asked.collection, asked.model)
         collection = asked.collection or self._service.collection_of(server)
         await self._access.take(request, texts)
-        await self._check_number(request)
         key = request.state.key
+        owner = None if key is None else key.id
+        await self._check_number(owner)
         return Job(
             id=job_id,
-            owner=None if key is None else key.id,
+            owner=owner,
             collection=collection,
             space=server.space.id,
             role=asked.role,
@@ -195,10 +196,9 @@ class _JobRoutes:
             created_at=datetime.now(timezone.utc),
         )
 
-    async def _check_number(self, request: Request) -> None:
-        jobs, may_see = self._queue.jobs, self._may_see(request)
-        most = self._settings.jobs_per_client
-        found = await self._service.in_thread(lambda: _of(jobs, may_see))
+    async def _check_number(self, owner: str | None) -> None:
+        jobs, most = self._queue.jobs, self._settings.jobs_per_client
+        found = await self._service.in_thread(lambda: _of(jobs, lambda job: job.owner == owner))
         if sum(standing.ending is None for _, standing in found) >= most:
             raise ServiceError(
                 429,

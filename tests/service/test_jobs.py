@@ -19,7 +19,7 @@ from celery.contrib.testing.worker import start_worker
 
 from embedding_assets.bulk import queue as queues
 from embedding_assets.bulk import work
-from embedding_assets.bulk.jobs import Jobs
+from embedding_assets.bulk.jobs import Job, Jobs, new_id
 from embedding_assets.bulk.queue import JobQueue
 from embedding_assets.service.keys import create_key
 from resources.artifact_stores.files import FileArtifactStore
@@ -349,13 +349,25 @@ def test_a_key_sees_its_own_jobs_only(bulk: Bulk) -> None:
         return client.request(method, path, headers={"X-API-Key": key}).status_code
 
     wait_until(lambda: status("GET", f"{url}/result", mine) == 200)
+    for _ in range(3):  # as many as one key may have
+        bulk.queue.jobs.create(job_of(bulk, url).model_copy(update={"id": new_id()}))
+    for key, accepted in [(mine, 429), (chief, 202)]:
+        answer = client.post("/jobs", json={"texts": TEXTS}, headers={"X-API-Key": key})
+        assert answer.status_code == accepted
     for method, path in [("GET", url), ("GET", f"{url}/result"), ("DELETE", url)]:
         assert status(method, path, other) == 404
     assert status("POST", f"{url}/resume", other) == 404
     assert client.get("/jobs", headers={"X-API-Key": other}).json() == {"jobs": []}
-    assert len(client.get("/jobs", headers={"X-API-Key": chief}).json()["jobs"]) == 1
+    assert len(client.get("/jobs", headers={"X-API-Key": chief}).json()["jobs"]) == 5
     assert status("GET", "/jobs", searcher) == 403
     assert status("GET", url, "") == 401
+
+
+def job_of(bulk: Bulk, url: str) -> Job:
+    """What is recorded of a job."""
+    job = bulk.queue.jobs.find(url.rpartition("/")[2])
+    assert job is not None
+    return job
 
 
 def test_jobs_that_are_too_many_too_large_or_make_no_sense_are_refused(bulk: Bulk) -> None:
@@ -379,8 +391,7 @@ def test_jobs_that_are_too_many_too_large_or_make_no_sense_are_refused(bulk: Bul
 def test_what_is_too_old_is_removed(bulk: Bulk) -> None:
     done = bulk.ended(bulk.post(jsonl(TEXTS)))
     jobs = bulk.queue.jobs
-    job = jobs.find(done["id"])
-    assert job is not None
+    job = job_of(bulk, done["id"])
     assert jobs.remove_older_than(1) == 0
     jobs.create(job.model_copy(update={"created_at": job.created_at - timedelta(days=2)}))
     assert jobs.remove_older_than(1) == 1
