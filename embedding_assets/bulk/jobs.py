@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel
 
 from embedding_assets.collection.environment import Environment
-from resources.artifact_stores.base import ArtifactNotFoundError, ArtifactStore
+from resources.artifact_stores.base import ArtifactStore
 from resources.artifact_stores.from_url import artifact_store_from_url
 from resources.document_sources.formats.registry import FileFormat
 from resources.embedders.base import Role
@@ -124,7 +124,7 @@ class Jobs:
             return None
         try:
             return self._read(job_id, "job.json", Job)
-        except ArtifactNotFoundError:
+        except FileNotFoundError:
             return None
 
     def ids(self) -> list[str]:
@@ -134,6 +134,12 @@ class Jobs:
 
     def standing(self, job_id: str) -> Standing:
         """How far a job is; what it costs grows with the number of its parts."""
+        try:
+            return self._standing(job_id)
+        except FileNotFoundError:  # it was removed, or goes on, since its files were listed
+            return self._standing(job_id)
+
+    def _standing(self, job_id: str) -> Standing:
         names = self._names(job_id)
         reading = _Reading(records=[])
         if "read.json" in names:
