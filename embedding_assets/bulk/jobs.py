@@ -228,6 +228,10 @@ class Jobs:
             path.write_bytes(b"")
         return begun
 
+    def forget_beginning(self, job_id: str, part: int, begun: int) -> None:
+        """Whoever began with a part, as the `begun` before it had, has given up in good order."""
+        self.store.remove(f"{job_id}/begun/{part:05}/{begun}")
+
     # ----------------------------------------------------------------------------------------------
 
     def _names(self, job_id: str) -> set[str]:

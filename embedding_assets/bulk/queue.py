@@ -135,14 +135,17 @@ class _Tasks:
             if job is None:
                 return
             if part in self._jobs.missing_parts(job_id):
-                if self._task.request.retries == 0 and (
-                    self._jobs.begin_part(job_id, part) >= _MOST_DEATHS
-                ):
+                begun = self._jobs.begin_part(job_id, part)
+                if begun >= _MOST_DEATHS:
                     raise InvalidInputError(
                         f"Part {part} has ended {_MOST_DEATHS} workers: perhaps they have too "
                         "little memory for its texts."
                     )
-                embed_part(self._jobs, job, part, self._collection(job))
+                try:
+                    embed_part(self._jobs, job, part, self._collection(job))
+                except Exception:
+                    self._jobs.forget_beginning(job_id, part, begun)  # this worker is alive
+                    raise
             if not self._jobs.missing_parts(job_id):
                 self._queue.put("write", job_id)
 

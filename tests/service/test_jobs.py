@@ -310,6 +310,39 @@ def test_a_part_that_ends_its_worker_again_and_again_ends_the_job(
     assert again["state"] == "done"
 
 
+def test_a_part_that_failed_once_may_not_end_workers_for_ever(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(jobs: Jobs, job: Job, part: int, _: Any) -> None:
+        for _ in range(queues._MOST_DEATHS):  # of workers that died with it later
+            jobs.begin_part(job.id, part)
+        raise RuntimeError("once")
+
+    monkeypatch.setattr(queues, "_MOST_SECONDS_BETWEEN_TRIES", 0.01)
+    monkeypatch.setattr(queues, "embed_part", failing)
+    job = bulk.ended(bulk.post(jsonl(TEXTS)))
+    assert "Part 0 has ended 3 workers" in job["message"]
+
+
+def test_a_job_that_goes_on_while_it_is_looked_at_is_no_error(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = bulk.queue.jobs
+    done = bulk.ended(bulk.post(jsonl(TEXTS)))
+    list_keys = FileArtifactStore.list_keys
+
+    def removed_afterwards(store: FileArtifactStore, prefix: str, suffix: str = "") -> list[str]:
+        keys = list_keys(store, prefix, suffix)
+        if prefix:
+            monkeypatch.undo()
+            jobs.remove(done["id"])
+        return keys
+
+    monkeypatch.setattr(FileArtifactStore, "list_keys", removed_afterwards)
+    assert bulk.service.client.get("/jobs").status_code == 200
+    assert bulk.service.client.get("/jobs").json() == {"jobs": []}
+
+
 def test_another_model_since_then_is_never_taken(bulk: Bulk, tmp_path: Path) -> None:
     other = pipeline(tmp_path / "other", embedder=CountingEmbedder(model="other"))
     bulk.queue._tasks._find = lambda _: other.opened
