@@ -207,7 +207,9 @@ class _Outcome:
             is_final = is_ours and not isinstance(error, EmbeddingError)
             if is_final or self._task.request.retries >= _MOST_TRIES:
                 _log.error("The job %s failed", self._job_id, exc_info=None if is_final else error)
-                told = str(error) if is_ours else type(error).__name__
+                told = (
+                    str(error) if is_ours else f"{type(error).__name__}; the worker's log says why."
+                )
                 self._jobs.end(self._job_id, "failed", Ending(message=told))
                 return True
         except Exception as another:  # the storage is away
