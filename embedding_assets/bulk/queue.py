@@ -7,6 +7,8 @@ acknowledged when its task is done, so that Redis gives it to another worker if 
 import logging
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -32,6 +34,7 @@ _MOST_TRIES = 8
 _MOST_SECONDS_BETWEEN_TRIES = 120
 _MOST_DEATHS = 3
 _PING_SECONDS = 2.0
+_SECONDS_BETWEEN_LOOKS = 600.0
 
 
 class JobQueue:
@@ -75,9 +78,10 @@ class JobQueue:
         More workers are more processes: each has the model once, on all cores of its machine.
 
         Args:
-            days: older jobs are removed now.
+            days: older jobs are removed, now and every ten minutes.
         """
         self.jobs.remove_older_than(days)
+        threading.Thread(target=self._keep, args=(days,), daemon=True).start()
         worker_ready.connect(self._resume, weak=False)
         # With threads the worker answers others while it embeds.
         self.app.Worker(
@@ -102,6 +106,30 @@ class JobQueue:
         """What was lost with a worker's machine, or with the broker's memory, is sent again."""
         if self._alive() - {sender.hostname}:
             return  # theirs, perhaps
+        self._send_unfinished()
+
+    def _keep(self, days: float) -> None:
+        """In a thread of a worker, as long as it runs."""
+        while True:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            try:
+                self.look_after(days)
+            except Exception as error:  # the next time it may work
+                _log.warning("The jobs were not looked after: %s", error)
+
+    def look_after(self, days: float) -> None:
+        """Removes older jobs, and sends again those that wait for a message which there is not."""
+        self.jobs.remove_older_than(days)
+        if self.is_empty():
+            self._send_unfinished()
+
+    def is_empty(self) -> bool:
+        """Whether nothing was sent but what is done."""
+        with self.app.connection_for_write() as connection:
+            channel = connection.default_channel
+            return not (channel.client.llen(QUEUE) or channel.client.hlen(channel.unacked_key))
+
+    def _send_unfinished(self) -> None:
         for job_id in self.jobs.unfinished():
             _log.warning("The job %s goes on.", job_id)
             self.send(job_id)

@@ -231,9 +231,7 @@ def test_a_job_that_was_cancelled_goes_on_where_it_stood(
 
 def idle(bulk: Bulk) -> None:
     """Waits until the worker has done all that was sent."""
-    client = bulk.queue.app.connection_for_write().default_channel.client
-    keys = [f"{queues.QUEUE}:{queues.QUEUE}", f"{queues.QUEUE}:unacked"]
-    wait_until(lambda: not any(client.exists(key) for key in keys))
+    wait_until(bulk.queue.is_empty)
 
 
 def test_a_job_that_is_removed_while_a_part_is_embedded_leaves_nothing(bulk: Bulk) -> None:
@@ -366,6 +364,26 @@ def test_a_broker_that_is_away_loses_no_job(bulk: Bulk, redis_server: RedisServe
         redis_server.start()
     answer = bulk.service.client.post(f"/jobs/{job['id']}/resume")
     assert bulk.ended(answer)["state"] == "done"
+
+
+def test_a_job_whose_message_was_lost_goes_on_when_nothing_else_is_to_be_done(
+    bulk: Bulk, redis_server: RedisServer
+) -> None:
+    gated = bulk.pipeline.embedder
+    assert isinstance(gated, GatedEmbedder)
+    gate = gated.close()
+    busy = bulk.post(jsonl(TEXTS))
+    wait_until(lambda: gate.calls)
+    waiting = bulk.post(jsonl(["The next one."]))
+    assert redis_server.client().delete(f"{queues.QUEUE}:{queues.QUEUE}") == 1
+    bulk.queue.look_after(1)
+    assert redis_server.client().exists(f"{queues.QUEUE}:{queues.QUEUE}") == 0
+    gate.open.set()
+    assert bulk.ended(busy)["state"] == "done"
+    idle(bulk)
+    assert bulk.job(waiting)["state"] == "waiting"
+    bulk.queue.look_after(1)
+    assert bulk.ended(waiting)["state"] == "done"
 
 
 def test_a_key_sees_its_own_jobs_only(bulk: Bulk) -> None:
