@@ -48,6 +48,7 @@ class Job(BaseModel):
         id_field: of each record; one without it gets the number of its line.
         text_field: of each record.
         result: how the result is written.
+        max_bytes: of all files that a URL names.
         created_at: aware, UTC.
     """
 
@@ -61,6 +62,7 @@ class Job(BaseModel):
     id_field: str
     text_field: str
     result: ResultFormat
+    max_bytes: int
     created_at: datetime
 
 

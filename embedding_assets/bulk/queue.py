@@ -21,6 +21,8 @@ from embedding_assets.api import Collection, loaded
 from embedding_assets.bulk.jobs import Ending, Job, Jobs, jobs_of
 from embedding_assets.bulk.work import embed_part, read_input, write_result
 from embedding_assets.collection.environment import read_environment
+from resources.artifact_stores.base import ArtifactNotFoundError
+from resources.document_sources.base import SourceNotFoundError
 from resources.errors import EmbeddingAssetsError, EmbeddingError, InvalidInputError
 from resources.redis_client import client_of
 
@@ -51,7 +53,7 @@ class JobQueue:
     ) -> None:
         self.jobs = jobs
         self.app = _application(url)
-        self._tasks = _Tasks(self, find or (lambda name: loaded(name)[0].get(name)))
+        self._tasks = _Tasks(self, find or _defined)
         for name, act in {
             "read": self._tasks.read,
             "embed": self._tasks.embed,
@@ -235,10 +237,7 @@ class _Outcome:
             is_final = is_ours and not isinstance(error, EmbeddingError)
             if is_final or self._task.request.retries >= _MOST_TRIES:
                 _log.error("The job %s failed", self._job_id, exc_info=None if is_final else error)
-                told = (
-                    str(error) if is_ours else f"{type(error).__name__}; the worker's log says why."
-                )
-                self._jobs.end(self._job_id, "failed", Ending(message=told))
+                self._jobs.end(self._job_id, "failed", Ending(message=_told(error)))
                 return True
         except Exception as another:  # the storage is away
             error = another
@@ -249,6 +248,29 @@ class _Outcome:
         _log.warning("The job %s is tried again: %s", self._job_id, error)
         seconds = min(2 ** (self._task.request.retries + 1), _MOST_SECONDS_BETWEEN_TRIES)
         return self._task.retry(countdown=seconds, exc=error, throw=False)
+
+
+def _told(error: Exception) -> str:
+    """Why a job failed, for whoever sent it: nothing of the worker's own folders."""
+    if isinstance(error, ArtifactNotFoundError):
+        return "A file of the job is gone: send it again."
+    if isinstance(error, SourceNotFoundError):
+        return "There is nothing to read where the URL leads."
+    if isinstance(error, EmbeddingAssetsError):
+        return str(error)
+    return f"{type(error).__name__}; the worker's log says why."
+
+
+def _defined(name: str) -> Collection | None:
+    """A collection as the project's files define it now.
+
+    Raises:
+        EmbeddingError: it is not there, but may be in a file that is broken.
+    """
+    found, broken = loaded(name)
+    if name not in found and broken:
+        raise EmbeddingError(f"The collection '{name}' cannot be loaded: {'; '.join(broken)}")
+    return found.get(name)
 
 
 def _here() -> str:

@@ -25,6 +25,7 @@ from resources.document_sources.base import Document, FieldNames, Refusal, Sourc
 from resources.document_sources.builder import DocumentBuilder
 from resources.document_sources.formats.registry import format_of, is_marker, read_file
 from resources.document_sources.listing import find_files
+from resources.errors import InvalidInputError
 from resources.identity.content_hash import content_hash, query_hash
 
 _RECORDS_OF_PART = 2_048
@@ -173,6 +174,11 @@ def _records(jobs: Jobs, job: Job) -> Iterator[Document | Refusal]:
     if job.url is not None:
         marker = partial(is_marker, given=job.format)
         filesystem, files = find_files(job.url, None, marker)
+        size = sum(file.size or 0 for file in files)
+        if size > job.max_bytes:
+            raise InvalidInputError(
+                f"The URL names {size:,} bytes, and a job may read {job.max_bytes:,}: name less."
+            )
         for file in files:
             kind = job.format or format_of(file.path)
             yield from read_file(file, kind, _opener(filesystem), builder)

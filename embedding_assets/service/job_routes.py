@@ -193,6 +193,7 @@ class _JobRoutes:
             id_field=asked.id_field,
             text_field=asked.text_field,
             result=asked.result,
+            max_bytes=self._settings.job_bytes,
             created_at=datetime.now(timezone.utc),
         )
 

@@ -43,7 +43,9 @@ class ServiceSettings(BaseSettings):
         default=30, gt=0, description="At the end, for requests that were accepted."
     )
     job_bytes: ByteSize = Field(
-        default=ByteSize(1_000_000_000), gt=0, description="Bytes of the file of a bulk job."
+        default=ByteSize(1_000_000_000),
+        gt=0,
+        description="Bytes of the file, or files, of a bulk job.",
     )
     jobs_per_client: Count = Field(
         default=20, description="Bulk jobs of a key, or of all without keys, that have not ended."

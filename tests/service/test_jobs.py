@@ -24,6 +24,7 @@ from embedding_assets.bulk.queue import JobQueue
 from embedding_assets.service.keys import create_key
 from resources.artifact_stores.files import FileArtifactStore
 from resources.embedders.base import HARMLESS_TEXT
+from resources.errors import EmbeddingError
 from resources.limits.quota import Quota
 from tests.service.test_embeddings import pipeline
 from tests.support.fakes import POISON, CountingEmbedder
@@ -199,8 +200,36 @@ def test_a_url_is_read_only_where_the_service_may(bulk: Bulk, tmp_path: Path) ->
         answer = bulk.service.post("/jobs", url=url)
         assert answer.json()["error"]["code"] == "url_not_permitted", url
     missing = bulk.ended(bulk.service.post("/jobs", url=f"{archive}/nothing.jsonl"))
-    assert missing["state"] == "failed"
-    assert "nothing.jsonl" in missing["message"]
+    assert (missing["state"], missing["message"]) == (
+        "failed",
+        "There is nothing to read where the URL leads.",
+    )
+
+
+def test_a_url_may_not_name_more_than_a_file_may_hold(bulk: Bulk, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "a.jsonl").write_bytes(jsonl(TEXTS))
+    answer = bulk.service.post("/jobs", url=f"{archive}/a.jsonl")
+    job = bulk.queue.jobs.find(bulk.ended(answer)["id"])
+    assert job is not None
+    smaller = job.model_copy(update={"id": new_id(), "max_bytes": 10})
+    bulk.queue.jobs.create(smaller)
+    bulk.queue.send(smaller.id)
+    wait_until(lambda: bulk.queue.jobs.has_ended(smaller.id))
+    ending = bulk.queue.jobs.standing(smaller.id).ending
+    assert ending is not None
+    assert "a job may read 10" in (ending.message or "")
+
+
+def test_a_definition_that_is_broken_for_a_moment_ends_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queues, "loaded", lambda _: ({}, ["corpus.yaml: line 3"]))
+    with pytest.raises(EmbeddingError, match="cannot be loaded: corpus"):
+        queues._defined("corpus")
+    monkeypatch.setattr(queues, "loaded", lambda _: ({}, []))
+    assert queues._defined("corpus") is None
 
 
 def test_a_job_that_was_cancelled_goes_on_where_it_stood(
