@@ -40,8 +40,8 @@ _RECORDS = pa.schema(
 )
 
 
-def read_input(jobs: Jobs, job: Job) -> int:
-    """Cuts a job's file into parts; returns how many.
+def read_input(jobs: Jobs, job: Job) -> None:
+    """Cuts a job's file into parts.
 
     A record that cannot be read is one of them, with the reason.
 
@@ -75,7 +75,6 @@ def read_input(jobs: Jobs, job: Job) -> int:
     if rows or not sizes:  # a file without records has a result, too
         write()
     jobs.note_read(job.id, sizes)
-    return len(sizes)
 
 
 def embed_part(jobs: Jobs, job: Job, part: int, collection: Collection) -> None:

@@ -7,6 +7,7 @@ index meanwhile, `index_spaces` says.
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,10 +63,9 @@ class ProjectWatch:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        loop = asyncio.get_running_loop()
         # Neither another system than Unix has it, nor another thread than the first.
-        with suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
-            loop.add_signal_handler(signal.SIGHUP, self._wake.set)
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._wake.set)
         try:
             while True:
                 with suppress(asyncio.TimeoutError):
